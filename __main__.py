@@ -1,0 +1,58 @@
+"""The metrics proxy: settings, five components, outputs."""
+
+from pathlib import Path
+
+import pulumi
+import pulumi_aws as aws
+
+import components as c
+from config import stack
+from host import cloud_config, proxy
+from monitoring.dashboard import load_dashboard, with_workers
+from monitoring.scrape import scrape_config
+
+with stack.refusals():
+    settings, token = stack.load()
+    bundle = proxy.bundle(settings)
+    names = c.secret_names(settings.stack)
+    user_data = cloud_config.render(settings, aws.get_region().region, names)
+    file = Path(__file__).parent / settings.grafana.dashboard
+    dashboard = with_workers(load_dashboard(file), settings) if settings.grafana.enabled else None
+
+network = c.ProxyNetwork("network", c.ProxyNetworkArgs(settings=settings))
+certificates = c.Certificates(
+    "tls", c.CertificatesArgs(settings=settings, ip_address=network.private_ip)
+)
+secrets = c.ProxySecrets(
+    "secrets",
+    c.ProxySecretsArgs(
+        settings=settings,
+        token=token,
+        bundle=bundle,
+        certificate=certificates.certificate,
+        key=certificates.key,
+    ),
+)
+host = c.ProxyHost(
+    "proxy",
+    c.ProxyHostArgs(
+        settings=settings,
+        user_data=user_data,
+        interface_id=network.interface_id,
+        secret_arns=[secrets.token_secret_arn, secrets.bundle_secret_arn],
+    ),
+)
+if dashboard is not None:
+    monitoring = c.Monitoring(
+        "monitoring", c.MonitoringArgs(settings=settings, dashboard=dashboard)
+    )
+    pulumi.export("dashboardUrl", monitoring.dashboard_url)
+
+pulumi.export("proxyUrl", pulumi.Output.concat("https://", network.private_ip, f":{settings.port}"))
+pulumi.export("privateIp", network.private_ip)
+pulumi.export("caCertificate", certificates.ca_certificate)
+pulumi.export("scrapeConfig", network.private_ip.apply(lambda ip: scrape_config(settings, ip)))
+pulumi.export("proxyConfiguration", bundle["configuration"])
+pulumi.export("tokenSecretArn", secrets.token_secret_arn)
+pulumi.export("bundleSecretArn", secrets.bundle_secret_arn)
+pulumi.export("instanceId", host.instance_id)

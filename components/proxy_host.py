@@ -1,0 +1,132 @@
+"""The machine that runs the proxy, and what it may do in AWS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pulumi
+import pulumi_aws as aws
+
+from config.settings import Settings
+
+DEBIAN: Final = "136693071363"
+"""Debian's AWS account (wiki.debian.org/Cloud/AmazonEC2Image)."""
+
+_ARCHITECTURES: Final = {"arm64": "arm64", "x86_64": "amd64"}
+"""AWS' name of an architecture → Debian's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProxyHostArgs:
+    settings: Settings
+    """Without an `ami_id`, Debian 13 is looked up for the instance type's architecture."""
+    user_data: str
+    interface_id: pulumi.Input[str]
+    secret_arns: Sequence[pulumi.Input[str]]
+    """The secrets that the machine may read: these, nothing else."""
+
+
+class ProxyHost(pulumi.ComponentResource):
+    """Only what it is made of replaces the machine; old one first, as both need the interface."""
+
+    instance_id: pulumi.Output[str]
+
+    def __init__(
+        self, name: str, args: ProxyHostArgs, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        super().__init__("metrics-proxy:index:ProxyHost", name, None, opts)
+        settings = args.settings
+        child = pulumi.ResourceOptions(parent=self)
+        role = aws.iam.Role(
+            f"{name}-role",
+            description="Metrics proxy: reads its two secrets",
+            assume_role_policy=pulumi.Output.json_dumps(
+                _policy(Action="sts:AssumeRole", Principal={"Service": "ec2.amazonaws.com"})
+            ),
+            opts=child,
+        )
+        statements: list[dict[str, Any]] = [
+            {"Action": "secretsmanager:GetSecretValue", "Resource": list(args.secret_arns)}
+        ]
+        if settings.kms_key_arn is not None:
+            statements.append({"Action": "kms:Decrypt", "Resource": settings.kms_key_arn})
+        policy = aws.iam.RolePolicy(
+            f"{name}-policy",
+            role=role.id,
+            policy=pulumi.Output.json_dumps(_policy(*statements)),
+            opts=child,
+        )
+        profile = aws.iam.InstanceProfile(f"{name}-profile", role=role.name, opts=child)
+        instance = aws.ec2.Instance(
+            f"{name}-instance",
+            ami=_debian(settings.instance_type, self)
+            if settings.ami_id is None
+            else settings.ami_id,
+            instance_type=settings.instance_type,
+            primary_network_interface=aws.ec2.InstancePrimaryNetworkInterfaceArgs(
+                network_interface_id=args.interface_id
+            ),
+            iam_instance_profile=profile.name,
+            user_data=args.user_data,
+            user_data_replace_on_change=True,
+            metadata_options=aws.ec2.InstanceMetadataOptionsArgs(
+                http_endpoint="enabled", http_tokens="required", http_put_response_hop_limit=1
+            ),
+            root_block_device=aws.ec2.InstanceRootBlockDeviceArgs(
+                encrypted=True, volume_type="gp3"
+            ),
+            tags={"Name": f"{name}-{settings.stack}"},
+            opts=pulumi.ResourceOptions(
+                parent=self,
+                depends_on=[policy],
+                delete_before_replace=True,
+                # AWS could change the type of a stopped machine, but not to another architecture
+                replace_on_changes=["instanceType"],
+                # a newer image is no reason to replace a machine
+                ignore_changes=["ami"] if settings.ami_id is None else None,
+            ),
+        )
+        self.instance_id = instance.id
+        self.register_outputs({"instance_id": self.instance_id})
+
+
+def _policy(*statements: dict[str, Any], **statement: Any) -> dict[str, Any]:
+    """An IAM policy that allows the statements."""
+    return {
+        "Version": "2012-10-17",
+        "Statement": [
+            {"Effect": "Allow", **s} for s in (*statements, *([statement] if statement else []))
+        ],
+    }
+
+
+def _architecture(instance_type: str, supported: Sequence[str]) -> str:
+    for name in supported:
+        if name in _ARCHITECTURES:
+            return name
+    raise pulumi.RunError(
+        f"metrics-proxy:instanceType: {instance_type} is {', '.join(supported)}; Debian 13 needs "
+        + " or ".join(_ARCHITECTURES)
+    )
+
+
+def _debian(instance_type: str, parent: pulumi.Resource) -> pulumi.Output[str]:
+    """The newest Debian 13 image for the instance type's architecture."""
+    opts = pulumi.InvokeOutputOptions(parent=parent)
+    architecture = aws.ec2.get_instance_type_output(
+        instance_type=instance_type, opts=opts
+    ).supported_architectures.apply(lambda names: _architecture(instance_type, names))
+    return aws.ec2.get_ami_output(
+        owners=[DEBIAN],
+        most_recent=True,
+        filters=[
+            aws.ec2.GetAmiFilterArgs(
+                name="name",
+                values=[architecture.apply(lambda a: f"debian-13-{_ARCHITECTURES[a]}-*")],
+            ),
+            aws.ec2.GetAmiFilterArgs(name="architecture", values=[architecture]),
+        ],
+        opts=opts,
+    ).id

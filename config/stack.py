@@ -1,0 +1,61 @@
+"""Reads a stack's config out of Pulumi: the settings, and beside them the token, kept secret."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pulumi
+from pulumi.runtime.config import CONFIG, get_config_env
+
+from config.settings import NAMESPACE, Settings, SettingsError, check_token
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turn a refused setting into a `pulumi.RunError`, which is printed without a traceback."""
+    try:
+        yield
+    except SettingsError as error:
+        raise pulumi.RunError(str(error)) from None
+
+
+def load() -> tuple[Settings, pulumi.Output[str] | None]:
+    """The stack's settings and its `adminToken`, or None where somebody else keeps the token.
+
+    Raises `SettingsError` with every problem, one line each.
+    """
+    config = _own_keys({**get_config_env(), **CONFIG.get()})
+    token = config.pop("adminToken", None)
+    problems = []
+    try:
+        settings = Settings.parse(pulumi.get_stack(), config, has_token=token is not None)
+    except SettingsError as error:
+        problems.append(str(error))
+    if token is not None:
+        try:
+            check_token(token)
+        except ValueError as error:
+            problems.append(f"{NAMESPACE}:adminToken: the value (hidden) {error}")
+        if not pulumi.runtime.is_config_secret(f"{NAMESPACE}:adminToken"):
+            problems.append(
+                f"{NAMESPACE}:adminToken: the value (hidden) is stored in plain text; "
+                "set it with: pulumi config set --secret adminToken"
+            )
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return settings, None if token is None else pulumi.Config(NAMESPACE).require_secret(
+        "adminToken"
+    )
+
+
+def _own_keys(config: Mapping[str, Any]) -> dict[str, str]:
+    """The keys of the project's namespace, as text; what is structured is JSON."""
+    prefix = f"{NAMESPACE}:"
+    return {
+        key.removeprefix(prefix): value if isinstance(value, str) else json.dumps(value)
+        for key, value in config.items()
+        if key.startswith(prefix)
+    }

@@ -1,0 +1,91 @@
+"""The proxy configuration: what the server on the VM is told, rendered from the settings."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+from config.settings import NAMESPACE, PROXY_PATH, Endpoint, Settings, SettingsError
+
+SECRET_MAX: Final = 65_536
+"""Bytes that one Secrets Manager secret can hold (AWS quota)."""
+
+CERTIFICATE_ROOM: Final = 4_096
+"""Bytes kept free in the bundle for a P-256 certificate (~800), its key (~230) and the JSON."""
+
+PREFIX: Final = "/run/metrics-proxy-server/"
+"""The server's own folder: pid file and temporary files."""
+
+NGINX: Final = "/usr/sbin/nginx"
+
+SYNC_COMMANDS: Final[dict[str, dict[str, Any]]] = {
+    "nginx": {
+        "test": [NGINX, "-t", "-q", "-p", "{scratch}/", "-c", "{generation}/proxy.conf"],
+        "token_line": 'proxy_set_header Authorization "Bearer {token}";\n',
+        "no_token_line": "return 503;\n",
+    }
+}
+"""What the sync has to know of a server: its config test, and its include with or without token."""
+
+HEADER: Final = "Rendered by the Pulumi program metrics-proxy; changes made here are lost."
+
+templates: Final = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    autoescape=select_autoescape(()),  # plain text: nothing here is HTML
+)
+templates.filters["regex"] = re.escape
+
+
+def upstream_url(endpoint: Endpoint, search_domain: str | None) -> str:
+    """The upstream with the search domain appended to a host of a single label."""
+    url = urlsplit(endpoint.upstream)
+    if search_domain is None or "." in endpoint.host:
+        return endpoint.upstream
+    port = "" if url.port is None else f":{url.port}"
+    return url._replace(netloc=f"{endpoint.host}.{search_domain}{port}").geturl()
+
+
+def render(settings: Settings) -> str:
+    """The configuration of the stack's server."""
+    return templates.get_template(f"{settings.server}.conf.j2").render(
+        header=HEADER,
+        port=settings.port,
+        server_name=settings.server_name,
+        proxy_path=PROXY_PATH,
+        prometheus_cidrs=settings.prometheus_cidrs,
+        endpoints=[
+            {"name": e.name, "path": e.path, "url": upstream_url(e, settings.search_domain)}
+            for e in settings.endpoints
+        ],
+    )
+
+
+def bundle(settings: Settings) -> dict[str, Any]:
+    """The bundle less certificate and key: `configuration`, and the `endpoints` to probe.
+
+    Raises `SettingsError` if it would not fit into one secret.
+    """
+    document = {
+        "configuration": render(settings),
+        "endpoints": [
+            {"name": e.name, "path": e.path, "upstream": upstream_url(e, settings.search_domain)}
+            for e in settings.endpoints
+        ],
+    }
+    size = len(json.dumps(document).encode()) + CERTIFICATE_ROOM
+    if size > SECRET_MAX:
+        raise SettingsError(
+            f"{NAMESPACE}:endpoints: {len(settings.endpoints)} endpoints and "
+            f"{len(settings.prometheus_cidrs)} prometheusCidrs make a bundle of {size:,} bytes, "
+            f"more than the {SECRET_MAX:,} that Secrets Manager can hold"
+        )
+    return document
