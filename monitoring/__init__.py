@@ -1,0 +1,1 @@
+"""What people look at: dashboard, alerts and scrape config as pure functions of the settings."""

@@ -1,0 +1,126 @@
+"""The real Pulumi engine, over the stand-in providers: the program as users run it, stack `local`."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from pulumi import automation as auto
+
+from config.settings import NAMESPACE
+from sandbox.aws import Account
+from sandbox.tools import ROOT, find, search_path
+
+STACK: Final = "local"
+PASSPHRASE: Final = "sandbox"  # noqa: S105
+"""Of the state's encryption. No secret: every sandbox has its own state and demo tokens only."""
+
+
+class ProgramError(Exception):
+    """The program was refused; the text is what `pulumi` says under Diagnostics."""
+
+
+class Engine:
+    """Preview, up and destroy of one stack whose state lies below `folder`."""
+
+    def __init__(self, folder: Path, account: Account) -> None:
+        self.backend = folder / "pulumi"
+        self.project = folder / "project"
+        self.provisioning = folder / "grafana"
+        self.config_file = self.project / "config" / f"Pulumi.{STACK}.yaml"
+        for path in (self.backend, self.config_file.parent, self.provisioning):
+            path.mkdir(parents=True, exist_ok=True)
+        # a copy, so that the stack file is not written into the project
+        shutil.copy(ROOT / "Pulumi.yaml", self.project)
+        providers = ROOT / "sandbox" / "providers" / "bin"
+        self.environment = {
+            **account.environment(),
+            "PATH": os.pathsep.join([str(providers), search_path()]),
+            "PULUMI_BACKEND_URL": self.backend.as_uri(),
+            "PULUMI_CONFIG_PASSPHRASE": PASSPHRASE,
+            "PULUMI_SKIP_UPDATE_CHECK": "true",
+            "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
+            "SANDBOX_PYTHON": os.sys.executable,
+            "SANDBOX_GRAFANA_PROVISIONING": str(self.provisioning),
+        }
+        self.stack = auto.create_or_select_stack(
+            STACK,
+            project_name=NAMESPACE,
+            program=lambda: runpy.run_path(str(ROOT / "__main__.py"), run_name="__main__") and None,
+            opts=auto.LocalWorkspaceOptions(
+                work_dir=str(self.project),
+                env_vars=self.environment,
+                secrets_provider="passphrase",
+                pulumi_command=auto.PulumiCommand(skip_version_check=True),
+            ),
+        )
+
+    def configure(self, values: Mapping[str, Any]) -> None:
+        """Set keys of the stack file, as a user edits it: structures as structures. None unsets."""
+        document = yaml.safe_load(self.config_file.read_text()) or {}
+        config = document.setdefault("config", {})
+        for key, value in values.items():
+            full = key if ":" in key else f"{NAMESPACE}:{key}"
+            if value is None:
+                config.pop(full, None)
+            else:
+                config[full] = value
+        self.config_file.write_text(yaml.safe_dump(document))
+
+    def set_secret(self, key: str, value: str) -> None:
+        """`pulumi config set --secret`, the value on standard input: arguments are seen by all."""
+        subprocess.run(
+            [find("pulumi"), "config", "set", "--secret", "--stack", STACK, key],
+            input=value,
+            text=True,
+            cwd=self.project,
+            env={**os.environ, **self.environment},
+            check=True,
+            capture_output=True,
+        )
+
+    def up(self, output: Callable[[str], object] | None = None) -> dict[str, int]:
+        """Deploy; what changed, by operation (`same`, `create`, `update`, …)."""
+        return dict(self._run(self.stack.up, output).summary.resource_changes or {})
+
+    def preview(
+        self, output: Callable[[str], object] | None = None, *, diff: bool = False
+    ) -> dict[str, int]:
+        """What `up` would change, by operation."""
+        result = self._run(self.stack.preview, output, diff=diff)
+        return {str(getattr(k, "value", k)): n for k, n in result.change_summary.items()}
+
+    def destroy(self, output: Callable[[str], object] | None = None) -> None:
+        self._run(self.stack.destroy, output)
+
+    def outputs(self) -> dict[str, Any]:
+        """The stack's outputs, secrets included."""
+        return {name: output.value for name, output in self.stack.outputs().items()}
+
+    def _run(self, operation: Callable[..., Any], output: Any, **options: Any) -> Any:
+        lines: list[str] = []
+
+        def collect(line: str) -> None:
+            lines.append(line)
+            if output is not None:
+                output(line)
+
+        try:
+            return operation(on_output=collect, color="never", **options)
+        except auto.CommandError as error:
+            raise ProgramError(_diagnostics("\n".join(lines)) or str(error)) from None
+
+
+def _diagnostics(text: str) -> str:
+    """The messages below `Diagnostics:`, without the engine's frame around them."""
+    section = (
+        text.rpartition("Diagnostics:")[2].partition("\nOutputs:")[0].partition("\nResources:")[0]
+    )
+    lines = [line.strip().removeprefix("error: ") for line in section.splitlines()]
+    return "\n".join(x for x in lines if x and not x.startswith("pulumi:pulumi:Stack"))

@@ -1,0 +1,179 @@
+"""The host as plain processes: the files of the user data below a folder, run without systemd.
+
+A stand-in for the machine where it cannot boot. What runs is what the units say (`ExecStart=`, the
+timer's interval), as the current user and without their confinement; systemd itself is stood in for
+by this process: it restarts the server, runs the sync, and answers `sandbox/bin/systemctl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import configparser
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import yaml
+
+from host.cloud_config import PROXY_UNIT, SYNC_TIMER, SYNC_UNIT
+from sandbox.aws import Account
+
+UNITS = Path("etc/systemd/system")
+CONTROL = "control.sock"
+_MOVED = ("/run/metrics-proxy", "/etc/metrics-proxy", "/usr/local/lib/metrics-proxy")
+
+
+def lay_out(user_data: str, root: Path) -> None:
+    """Write the user data's files below `root`, in place of an older machine's."""
+    shutil.rmtree(root, ignore_errors=True)
+    for entry in yaml.safe_load(user_data)["write_files"]:
+        file = root / entry["path"].lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(entry["content"])
+    for folder in ("dev", "run/metrics-proxy", "run/metrics-proxy-server"):
+        (root / folder).mkdir(parents=True)
+        (root / folder).chmod(0o750)
+
+
+class Host:
+    """Runs one machine's units until it is told to stop."""
+
+    def __init__(self, root: Path, credentials: dict[str, str], access_log: Path) -> None:
+        self.root = root
+        self._access_log = access_log
+        self._server: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._environment = {
+            **os.environ,
+            **credentials,
+            "PATH": f"{Path(__file__).with_name('bin')}:{os.environ['PATH']}",
+            "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+            "SANDBOX_PYTHON": sys.executable,
+            "SANDBOX_HOST": str(root),
+            "RUNTIME_DIRECTORY": str(root / "run/metrics-proxy"),
+        }
+
+    def unit(self, name: str) -> configparser.ConfigParser:
+        parser = configparser.ConfigParser(strict=False, interpolation=None)
+        parser.optionxform = str  # type: ignore[method-assign, assignment]
+        parser.read(self.root / UNITS / name)
+        return parser
+
+    def command(self, unit: str) -> list[str]:
+        """A unit's `ExecStart=`, with the machine's folders moved below the root."""
+        words = shlex.split(self.unit(unit)["Service"]["ExecStart"])
+        words = [f"{self.root}{w}" if w.startswith(_MOVED) else w for w in words]
+        return [sys.executable if w == "/usr/bin/python3" else w for w in words]
+
+    def run(self) -> None:
+        """The sync at the timer's interval, until `stop`."""
+        threading.Thread(target=self._collect_access_log, daemon=True).start()
+        threading.Thread(target=self._answer_systemctl, daemon=True).start()
+        threading.Thread(target=self._keep_server, daemon=True).start()
+        interval = float(self.unit(SYNC_TIMER)["Timer"]["OnUnitInactiveSec"])
+        command = self.command(SYNC_UNIT)
+        while not self._stopping.is_set():
+            subprocess.run(command, env=self._environment, cwd=self.root, check=False)
+            self._stopping.wait(interval)
+        with self._lock:
+            if self._server is not None and self._server.poll() is None:
+                self._server.send_signal(signal.SIGQUIT)
+                try:
+                    self._server.wait(10)
+                except subprocess.TimeoutExpired:
+                    self._server.kill()
+                    self._server.wait()
+
+    def stop(self, *_: object) -> None:
+        self._stopping.set()
+
+    def reload_or_restart(self) -> str:
+        """Reload the server, or start it; what went wrong, or nothing."""
+        with self._lock:
+            if self._server is not None and self._server.poll() is None:
+                self._server.send_signal(signal.SIGHUP)
+                return ""
+            return self._start()
+
+    def _start(self) -> str:
+        self._server = subprocess.Popen(self.command(PROXY_UNIT), cwd=self.root)
+        try:
+            status = self._server.wait(0.3)  # a bad configuration ends it within milliseconds
+        except subprocess.TimeoutExpired:
+            return ""
+        return f"{PROXY_UNIT} ended with status {status}"
+
+    def _keep_server(self) -> None:
+        """`Restart=on-failure`, `RestartSec=1`."""
+        while not self._stopping.wait(1):
+            with self._lock:
+                if self._server is not None and self._server.poll() not in (None, 0):
+                    print(f"{PROXY_UNIT} ended with {self._server.returncode}; restart", flush=True)
+                    self._start()
+
+    def _collect_access_log(self) -> None:
+        """What /dev/log is to the server: lines for the journal."""
+        os.chdir(self.root)  # a relative path: a socket's may have 107 bytes
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log,
+            self._access_log.open("ab", buffering=0) as file,
+        ):
+            log.bind("dev/log")
+            while True:
+                file.write(log.recv(8192).rstrip(b"\n") + b"\n")
+
+    def _answer_systemctl(self) -> None:
+        with socket.socket(socket.AF_UNIX) as control:
+            control.bind(CONTROL)
+            control.listen()
+            while True:
+                peer, _ = control.accept()
+                with peer:
+                    peer.sendall(self.reload_or_restart().encode())
+
+
+def systemctl(arguments: list[str]) -> int:
+    """The client side of the stand-in: strict, one verb for one unit."""
+    if arguments != ["reload-or-restart", PROXY_UNIT]:
+        print(f"systemctl stand-in: refused: {shlex.join(arguments)}", file=sys.stderr)
+        return 1
+    os.chdir(os.environ["SANDBOX_HOST"])
+    with socket.socket(socket.AF_UNIX) as control:
+        control.settimeout(30)
+        control.connect(CONTROL)
+        problem = control.makefile().read()
+    if problem:
+        print(problem, file=sys.stderr)
+    return 1 if problem else 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--account", type=Path, required=True, help="the embedded AWS' ready file")
+    parser.add_argument("--instance", required=True)
+    parser.add_argument("--access-log", type=Path, required=True)
+    options = parser.parse_args()
+    account = Account.read(options.account)
+    role = account.instance_credentials(options.instance)
+    credentials = account.environment() | {
+        "AWS_ACCESS_KEY_ID": role["AccessKeyId"],
+        "AWS_SECRET_ACCESS_KEY": role["SecretAccessKey"],
+        "AWS_SESSION_TOKEN": role["Token"],
+    }
+    host = Host(options.root.resolve(), credentials, options.access_log.resolve())
+    signal.signal(signal.SIGTERM, host.stop)
+    host.run()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["systemctl"]:
+        sys.exit(systemctl(sys.argv[2:]))
+    main()

@@ -1,0 +1,95 @@
+"""Processes that outlive the command that started them, known by pid and start time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process. The start time tells it from a later one of the same pid."""
+
+    pid: int
+    started: int
+    """Field 22 of /proc/PID/stat: clock ticks since the machine booted."""
+
+    @classmethod
+    def of(cls, pid: int) -> Process:
+        return cls(pid, _started(pid) or 0)
+
+    def alive(self) -> bool:
+        return _started(self.pid) == self.started
+
+    def signal(self, number: int) -> None:
+        if self.alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def stop(self, seconds: float = 20) -> None:
+        """Terminate it; kill it if it has not ended by then."""
+        self.signal(signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            wait(lambda: not self.alive(), f"process {self.pid} to end", seconds)
+        self.signal(signal.SIGKILL)
+
+
+def _started(pid: int) -> int | None:
+    """The start time, or None if there is no such process or only its zombie."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)  # our own child would stay a zombie
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def start(
+    command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+) -> Process:
+    """Start a process in a session of its own; its output goes to `log`."""
+    with log.open("ab") as output:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    return Process.of(child.pid)
+
+
+def wait(condition: Callable[[], T], what: str, seconds: float = 60) -> T:
+    """Wait for a condition to be true and return its value; `TimeoutError` names it."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if value := condition():
+            return value
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {seconds:g} s for {what}")
+        time.sleep(0.05)
+
+
+def free_port(address: str, wanted: int) -> int:
+    """`wanted` if nothing listens there, else any free TCP port of that address."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise OSError(f"no free TCP port on {address}")

@@ -1,0 +1,121 @@
+"""A stand-in for `pulumi-resource-aws`: everything is kept in $AWS_ENDPOINT_URL, never in AWS.
+
+What replaces a resource, what updates it and what is refused follows the documentation of the
+Terraform provider that the real plugin wraps.
+"""
+
+import re
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from sandbox.providers import access, base, machine, network
+from sandbox.providers.base import UserError, Values
+from sandbox.providers.session import AwsKind, Session, from_tags
+
+KINDS: tuple[type[AwsKind], ...] = (
+    network.NetworkInterface,
+    network.SecurityGroup,
+    network.IngressRule,
+    network.EgressRule,
+    access.Role,
+    access.RolePolicy,
+    access.InstanceProfile,
+    access.Secret,
+    access.SecretVersion,
+    machine.Instance,
+)
+
+
+class Aws(base.Provider):
+    """The kinds above and the functions below."""
+
+    package = "aws"
+    settings = frozenset({"region", "defaultTags", "skipCredentialsValidation"})
+    refusals = (UserError, ClientError, BotoCoreError)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.session = Session(self.config)
+        self.kinds = {kind.type: kind(self.session) for kind in KINDS}
+        self.functions = {
+            "aws:ec2/getAmi:getAmi": (
+                {"owners", "mostRecent", "filters", "nameRegex"},
+                self.get_ami,
+            ),
+            "aws:ec2/getInstanceType:getInstanceType": ({"instanceType"}, self.get_instance_type),
+            "aws:ec2/getSubnet:getSubnet": ({"id"}, self.get_subnet),
+            "aws:index/getCallerIdentity:getCallerIdentity": (set(), self.get_caller_identity),
+            "aws:index/getPartition:getPartition": (set(), self.get_partition),
+            "aws:index/getRegion:getRegion": (set(), self.get_region),
+        }
+
+    def get_region(self, arguments: Values) -> Values:
+        """aws.get_region."""
+        region = self.session.region
+        return {**arguments, "id": region, "region": region}
+
+    def get_partition(self, arguments: Values) -> Values:
+        """aws.get_partition."""
+        dns = {"dnsSuffix": "amazonaws.com", "reverseDnsPrefix": "com.amazonaws"}
+        return {**arguments, "id": "aws", "partition": "aws", **dns}
+
+    def get_caller_identity(self, arguments: Values) -> Values:
+        """aws.get_caller_identity."""
+        who = self.session.identity
+        account = {"id": who["Account"], "accountId": who["Account"]}
+        return {**arguments, **account, "arn": who["Arn"], "userId": who["UserId"]}
+
+    def get_subnet(self, arguments: Values) -> Values:
+        """aws.ec2.get_subnet, by id."""
+        subnet = self.session.subnet(arguments["id"])
+        return {
+            "id": subnet["SubnetId"],
+            "arn": subnet["SubnetArn"],
+            "vpcId": subnet["VpcId"],
+            "cidrBlock": subnet["CidrBlock"],
+            "availabilityZone": subnet["AvailabilityZone"],
+            "availabilityZoneId": subnet["AvailabilityZoneId"],
+            "availableIpAddressCount": subnet["AvailableIpAddressCount"],
+            "mapPublicIpOnLaunch": subnet["MapPublicIpOnLaunch"],
+            "ownerId": subnet["OwnerId"],
+            "state": subnet["State"],
+            "tags": from_tags(subnet.get("Tags", [])),
+            "region": self.session.region,
+        }
+
+    def get_instance_type(self, arguments: Values) -> Values:
+        """aws.ec2.get_instance_type."""
+        name = arguments["instanceType"]
+        known = {"id": name, "supportedArchitectures": self.session.architectures(name)}
+        return {**arguments, **known, "region": self.session.region}
+
+    def get_ami(self, arguments: Values) -> Values:
+        """aws.ec2.get_ami."""
+        wanted = arguments.get("filters", [])
+        images = self.session.ec2.describe_images(
+            Owners=arguments.get("owners", []),
+            Filters=[{"Name": one["name"], "Values": one["values"]} for one in wanted],
+        )["Images"]
+        pattern = arguments.get("nameRegex", "")
+        images = [image for image in images if re.search(pattern, image["Name"])]
+        if not images:
+            raise UserError("getAmi: no AMI matches; change the filters")
+        if len(images) > 1 and not arguments.get("mostRecent"):
+            raise UserError(f"getAmi: {len(images)} AMIs match; add filters or set mostRecent")
+        image = max(images, key=lambda one: str(one["CreationDate"]))
+        return {
+            **arguments,
+            "id": image["ImageId"],
+            "imageId": image["ImageId"],
+            "name": image["Name"],
+            "architecture": image["Architecture"],
+            "creationDate": image["CreationDate"],
+            "ownerId": image["OwnerId"],
+            "rootDeviceName": image["RootDeviceName"],
+            "state": image["State"],
+            "region": self.session.region,
+        }
+
+
+if __name__ == "__main__":
+    base.main(Aws())

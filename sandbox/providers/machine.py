@@ -1,0 +1,214 @@
+"""Instances of the embedded AWS."""
+
+import base64
+from typing import Any, ClassVar
+
+from botocore.exceptions import ClientError
+from pulumi.runtime.rpc import UNKNOWN
+
+from sandbox.providers.base import Existing, Problems, UserError, Values, known
+from sandbox.providers.session import AwsKind, from_tags, given, pascal
+
+USER_DATA_LIMIT = 16_384  # bytes
+SWITCH = ("enabled", "disabled")
+METADATA_OPTIONS: dict[str, tuple[Any, ...]] = {
+    "httpEndpoint": SWITCH,
+    "httpProtocolIpv6": SWITCH,
+    "httpPutResponseHopLimit": tuple(range(1, 65)),
+    "httpTokens": ("optional", "required"),
+    "instanceMetadataTags": SWITCH,
+}
+VOLUME_TYPES = ("gp2", "gp3", "io1", "io2", "sc1", "st1", "standard")
+OF_THE_INTERFACE = (  # refused beside an interface of the program's own
+    *("associatePublicIpAddress", "privateIp", "securityGroups", "sourceDestCheck", "subnetId"),
+    "vpcSecurityGroupIds",
+)
+
+
+class Instance(AwsKind):
+    """aws.ec2.Instance, on an interface of its own or in a subnet."""
+
+    type = "aws:ec2/instance:Instance"
+    missing = "InvalidInstanceID.NotFound"
+    replaces = frozenset(
+        {"ami", "associatePublicIpAddress", "keyName", "primaryNetworkInterface", "privateIp"}
+        | {"subnetId"}
+    )
+    # another type of the same architecture stops and starts the machine, and so does user data
+    updates = frozenset(
+        {"disableApiStop", "disableApiTermination", "iamInstanceProfile", "instanceType"}
+        | {"metadataOptions", "rootBlockDevice", "sourceDestCheck", "tags", "userData"}
+        | {"userDataReplaceOnChange", "vpcSecurityGroupIds"}
+    )
+    computed = frozenset(
+        {"arn", "associatePublicIpAddress", "availabilityZone", "disableApiStop"}
+        | {"disableApiTermination", "instanceState", "keyName", "metadataOptions"}
+        | {"primaryNetworkInterfaceId", "privateDns", "privateIp", "publicDns", "publicIp"}
+        | {"rootBlockDevice", "sourceDestCheck", "subnetId", "vpcSecurityGroupIds"}
+    )
+    volatile = frozenset({"instanceState", "publicDns", "publicIp"})
+    sets = frozenset({"vpcSecurityGroupIds"})
+    defaults: ClassVar[Values] = {"userDataReplaceOnChange": False}
+
+    def check(self, inputs: Values) -> Problems:
+        """What the provider or EC2 would refuse and what can be known before."""
+        for key in ("ami", "instanceType"):
+            if inputs.get(key) is None:
+                yield key, "is required (launch templates are not modelled by the sandbox)"
+        own = inputs.get("primaryNetworkInterface")
+        for key in OF_THE_INTERFACE:
+            if own is not None and inputs.get(key) is not None:
+                yield key, "belongs to the interface when primaryNetworkInterface is given"
+        if own is None and inputs.get("subnetId") is None:
+            yield "subnetId", "or primaryNetworkInterface is required: there is no default VPC"
+        data = inputs.get("userData", "")
+        if data != UNKNOWN and (size := len(data.encode())) > USER_DATA_LIMIT:
+            yield "userData", f"has {size} bytes, at most {USER_DATA_LIMIT} are allowed"
+        for key, value in inputs.get("metadataOptions", {}).items():
+            if value not in (allowed := METADATA_OPTIONS[key]) and value != UNKNOWN:
+                wanted = " or ".join(map(str, allowed if len(allowed) == 2 else allowed[::63]))
+                yield f"metadataOptions.{key}", f"must be {wanted}, not {value!r}"
+        if inputs.get("rootBlockDevice", {}).get("volumeType", "gp3") not in VOLUME_TYPES:
+            yield "rootBlockDevice.volumeType", f"must be one of {', '.join(VOLUME_TYPES)}"
+        machine = [inputs.get("ami"), inputs.get("instanceType")]
+        if None not in machine and known(machine):
+            yield from self._check_architecture(*machine)
+
+    def _check_architecture(self, ami: Any, instance_type: Any) -> Problems:
+        try:
+            runs = self.session.architectures(instance_type)
+            wants = self.session.image(ami)["Architecture"]
+        except ClientError as error:
+            told = error.response["Error"]
+            yield "ami" if "AMI" in told["Code"] else "instanceType", told["Message"]
+            return
+        if wants not in runs:
+            yield "ami", f"{ami} is {wants}, but {instance_type} runs {', '.join(runs)}"
+
+    def forces(self, state: Values, inputs: Values) -> set[str]:
+        """User data if it says so, another architecture, another encryption of the disk."""
+        forced = {"userData"} if inputs["userDataReplaceOnChange"] else set()
+        types = [one.get("instanceType") for one in (state, inputs)]
+        if types[0] != types[1] and None not in types and known(types):
+            old, new = (set(self.session.architectures(str(one))) for one in types)
+            if not old & new:
+                forced.add("instanceType")
+        was, is_to_be = ((one.get("rootBlockDevice") or {}) for one in (state, inputs))
+        if any(is_to_be.get(k, was.get(k)) != was.get(k) for k in ("encrypted", "kmsKeyId")):
+            forced.add("rootBlockDevice")
+        return forced
+
+    def create(self, inputs: Values) -> tuple[str, Values]:
+        disk = {"deleteOnTermination": True, "volumeSize": 8, **inputs.get("rootBlockDevice", {})}
+        disk.pop("tags", None)
+        options, profile = inputs.get("metadataOptions"), inputs.get("iamInstanceProfile")
+        if profile:
+            self.session.client("iam").get_instance_profile(InstanceProfileName=profile)
+        device = self.session.image(inputs["ami"])["RootDeviceName"]
+        made = self.ec2.run_instances(
+            ImageId=inputs["ami"],
+            InstanceType=inputs["instanceType"],
+            MinCount=1,
+            MaxCount=1,
+            NetworkInterfaces=[self._interface(inputs)],
+            BlockDeviceMappings=[{"DeviceName": device, "Ebs": pascal(disk)}],
+            **given(
+                MetadataOptions=options and pascal(options),
+                IamInstanceProfile=profile and {"Name": profile},
+                UserData=inputs.get("userData"),
+                KeyName=inputs.get("keyName"),
+                DisableApiStop=inputs.get("disableApiStop"),
+                DisableApiTermination=inputs.get("disableApiTermination"),
+            ),
+            **self.specification("instance", inputs),
+        )["Instances"][0]["InstanceId"]
+        return made, self.describe(made) or {}
+
+    def _interface(self, inputs: Values) -> Values:
+        if (own := inputs.get("primaryNetworkInterface")) is None:
+            return given(
+                DeviceIndex=0,
+                SubnetId=inputs["subnetId"],
+                Groups=inputs.get("vpcSecurityGroupIds"),
+                PrivateIpAddress=inputs.get("privateIp"),
+                AssociatePublicIpAddress=inputs.get("associatePublicIpAddress"),
+                DeleteOnTermination=True,
+            )
+        interface = own["networkInterfaceId"]
+        if self.session.interface(interface)["Status"] == "in-use":
+            raise UserError(f"primaryNetworkInterface: {interface} is in use by another instance")
+        return {"DeviceIndex": 0, "NetworkInterfaceId": interface}
+
+    def describe(self, resource_id: str) -> Values | None:
+        [reservation] = self.ec2.describe_instances(InstanceIds=[resource_id])["Reservations"]
+        [found] = reservation["Instances"]
+        if found["State"]["Name"] == "terminated":
+            return None
+        # the groups stand on the interface only
+        interface = self.session.interface(found["NetworkInterfaces"][0]["NetworkInterfaceId"])
+        answer = self.ec2.describe_instance_attribute(InstanceId=resource_id, Attribute="userData")
+        data = answer.get("UserData", {}).get("Value", "")
+        options = {key[0].lower() + key[1:]: one for key, one in found["MetadataOptions"].items()}
+        return {
+            "ami": found["ImageId"],
+            "arn": self.session.arn(f"instance/{resource_id}"),
+            "availabilityZone": interface["AvailabilityZone"],
+            "iamInstanceProfile": found.get("IamInstanceProfile", {}).get("Arn", "").split("/")[-1],
+            "instanceState": found["State"]["Name"],
+            "instanceType": found["InstanceType"],
+            "metadataOptions": {key: options[key] for key in METADATA_OPTIONS},
+            "primaryNetworkInterfaceId": interface["NetworkInterfaceId"],
+            "privateDns": found["PrivateDnsName"],
+            "privateIp": interface["PrivateIpAddress"],
+            "publicDns": found.get("PublicDnsName", ""),
+            "publicIp": found.get("PublicIpAddress", ""),
+            "subnetId": interface["SubnetId"],
+            "tagsAll": from_tags(found.get("Tags", [])),
+            "userData": base64.b64decode(data).decode(),
+            "vpcSecurityGroupIds": sorted(group["GroupId"] for group in interface["Groups"]),
+        }
+
+    def read(self, it: Existing) -> Values | None:
+        """Options that the program does not set are none of its business."""
+        seen = super().read(it)
+        if seen and (set_ones := it.state.get("metadataOptions")):
+            seen["metadataOptions"] = {key: seen["metadataOptions"][key] for key in set_ones}
+        return seen
+
+    def update(self, it: Existing) -> Values:
+        """In place, with a stop and a start where EC2 demands it."""
+        changed = {key for key in self.updates if it.inputs.get(key) != it.state.get(key)}
+        if stopped := sorted(changed & {"instanceType", "userData"}):
+            self.ec2.stop_instances(InstanceIds=[it.id])
+            for key in stopped:
+                self._modify(it.id, key, {"Value": it.inputs.get(key, "")})
+            self.ec2.start_instances(InstanceIds=[it.id])
+        for key in sorted(changed & {"disableApiStop", "disableApiTermination", "sourceDestCheck"}):
+            if key in it.inputs:
+                self._modify(it.id, key, {"Value": it.inputs[key]})
+        if "vpcSecurityGroupIds" in changed and it.inputs.get("vpcSecurityGroupIds"):
+            self._modify(it.id, "groups", it.inputs["vpcSecurityGroupIds"])
+        if "metadataOptions" in changed:
+            options = pascal(it.inputs.get("metadataOptions", {}))
+            self.ec2.modify_instance_metadata_options(InstanceId=it.id, **options)
+        if "iamInstanceProfile" in changed:
+            self._associate(it.id, it.inputs.get("iamInstanceProfile"))
+        self.retag_ec2(it)
+        return self.describe(it.id) or {}
+
+    def _modify(self, resource_id: str, key: str, value: Any) -> None:
+        self.ec2.modify_instance_attribute(InstanceId=resource_id, **pascal({key: value}))
+
+    def _associate(self, resource_id: str, profile: str | None) -> None:
+        where = [{"Name": "instance-id", "Values": [resource_id]}]
+        answer = self.ec2.describe_iam_instance_profile_associations(Filters=where)
+        for old in answer["IamInstanceProfileAssociations"]:
+            self.ec2.disassociate_iam_instance_profile(AssociationId=old["AssociationId"])
+        if profile:
+            self.ec2.associate_iam_instance_profile(
+                InstanceId=resource_id, IamInstanceProfile={"Name": profile}
+            )
+
+    def delete(self, it: Existing) -> None:
+        """EC2 refuses if it is protected, and so does moto."""
+        self.ec2.terminate_instances(InstanceIds=[it.id])

@@ -1,0 +1,49 @@
+"""Where the programs are that no package index brings: from $PATH, else built by `make setup`."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILT = ROOT / ".cache" / "bin"
+"""What `make setup` built from tools/*/go.mod."""
+
+PROMETHEUS_MIN = (2, 43)
+"""The first Prometheus with `scrape_config_files`."""
+
+
+def search_path() -> str:
+    """$PATH with what was built behind it, so that the user's own programs win."""
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), str(BUILT)])
+
+
+def find(name: str) -> str:
+    """The path of a program; `FileNotFoundError` says how to get it."""
+    found = shutil.which(name, path=search_path())
+    if found is None:
+        raise FileNotFoundError(f"{name} is neither on $PATH nor built; run: make setup")
+    return found
+
+
+def prometheus(name: str = "prometheus") -> str:
+    """`prometheus` or `promtool`, new enough: the one on $PATH, else the one that was built."""
+    on_path = shutil.which(name)
+    if on_path is not None and _version(on_path) >= PROMETHEUS_MIN:
+        return on_path
+    built = BUILT / name
+    if not built.exists():
+        raise FileNotFoundError(
+            f"no {name} of version {PROMETHEUS_MIN[0]}.{PROMETHEUS_MIN[1]} or newer; run: make setup"
+        )
+    return str(built)
+
+
+def _version(program: str) -> tuple[int, ...]:
+    """What `--version` says; a build without version information says nothing and counts as old."""
+    output = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+    found = re.search(r"version (\d+)\.(\d+)", output.stdout + output.stderr)
+    return tuple(map(int, found.groups())) if found else (0, 0)

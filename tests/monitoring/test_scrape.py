@@ -1,0 +1,227 @@
+"""The scrape config: its text, promtool's opinion of it, and a real Prometheus that uses it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import shutil
+import ssl
+import subprocess
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from config.settings import Settings
+from monitoring.scrape import CA_FILE, scrape_config
+
+MakeSettings = Callable[..., Settings]
+Prometheus = Callable[[Path], contextlib.AbstractContextManager[str]]
+
+TLS = {"ca_file": CA_FILE, "server_name": "proxy.test", "min_version": "TLS12"}
+
+
+def endpoint(name: str, path: str) -> dict[str, str]:
+    """Return an endpoint as a stack file says it."""
+    return {"name": name, "path": path, "upstream": "http://api-internal:9464/metrics"}
+
+
+def test_one_job_for_all_endpoints_and_one_for_the_proxy(settings: MakeSettings) -> None:
+    chosen = settings(
+        job="some-job",
+        serverName="proxy.test",
+        port=9999,
+        endpoints=[endpoint("api", "/metrics"), endpoint("x", "/a/b"), endpoint("y", "/c")],
+    )
+    assert yaml.safe_load(scrape_config(chosen, "10.0.1.5")) == {
+        "scrape_configs": [
+            {
+                "job_name": "some-job",
+                "scheme": "https",
+                "tls_config": TLS,
+                "follow_redirects": False,
+                "static_configs": [
+                    {
+                        "targets": ["10.0.1.5:9999"],
+                        "labels": {"endpoint": name, "__metrics_path__": path},
+                    }
+                    for name, path in (("api", "/metrics"), ("x", "/a/b"), ("y", "/c"))
+                ],
+            },
+            {
+                "job_name": "sba-proxy",
+                "scheme": "https",
+                "tls_config": TLS,
+                "follow_redirects": False,
+                "metrics_path": "/metrics/proxy",
+                "static_configs": [{"targets": ["10.0.1.5:9999"]}],
+            },
+        ]
+    }
+
+
+def test_comment_on_top_says_what_to_do(settings: MakeSettings) -> None:
+    text = scrape_config(settings(), "10.0.1.5")
+    comment = text[: text.index("scrape_configs:\n")].splitlines()
+    assert all(line.startswith("# ") and len(line) <= 100 for line in comment)
+    for needed in ("scrape_config_files: [", CA_FILE, "caCertificate", "promtool check config"):
+        assert any(needed in line for line in comment)
+
+
+@pytest.mark.parametrize("job", ["sba-api", "1e3", "on", "0x1F", "2020-01-01", "a:b", "-"])
+def test_odd_job_names_stay_text(settings: MakeSettings, job: str) -> None:
+    jobs = yaml.safe_load(scrape_config(settings(job=job), "10.0.1.5"))["scrape_configs"]
+    assert jobs[0]["job_name"] == job
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a PEM file with the key and self-signed certificate of `proxy.test`."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "proxy.test")])
+    now = datetime.datetime.now(datetime.UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("proxy.test")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    file = tmp_path_factory.mktemp("tls") / "both.pem"
+    file.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        + signed.public_bytes(serialization.Encoding.PEM)
+    )
+    return file
+
+
+def write_config(folder: Path, scrape: str, certificate: Path) -> Path:
+    """Write prometheus.yml, and in a folder below it the scrape file with the CA beside it."""
+    (folder / "jobs").mkdir()
+    (folder / "jobs" / "metrics-proxy.yml").write_text(scrape)
+    shutil.copy(certificate, folder / "jobs" / CA_FILE)
+    main = folder / "prometheus.yml"
+    main.write_text(
+        "global: {scrape_interval: 250ms, scrape_timeout: 250ms}\n"
+        "scrape_config_files: [jobs/metrics-proxy.yml]\n"
+    )
+    return main
+
+
+@pytest.mark.parametrize(("own", "accepted"), [("other", True), ("sba-api", False)])
+def test_promtool_accepts_the_scrape_file(
+    settings: MakeSettings,
+    promtool: str,
+    certificate: Path,
+    tmp_path: Path,
+    own: str,
+    accepted: bool,
+) -> None:
+    config = write_config(tmp_path, scrape_config(settings(), "10.0.1.5"), certificate)
+    # A job that exists is refused: proof that promtool has read the scrape file.
+    with config.open("a") as main:
+        main.write(f"scrape_configs: [{{job_name: {own}}}]\n")
+    command = [promtool, "check", "config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode == 0) is accepted, done.stdout + done.stderr
+
+
+class Proxy(BaseHTTPRequestHandler):
+    """Answers as a proxy whose workers endpoint is down."""
+
+    def do_GET(self) -> None:
+        """Serve `/metrics` and `/metrics/proxy`; redirect `/moved` to it, refuse the rest."""
+        status = {"/metrics": 200, "/metrics/proxy": 200, "/moved": 302}.get(self.path, 502)
+        self.send_response(status)
+        self.send_header("Content-Type", "text/plain; version=0.0.4")
+        self.send_header("Location", "/metrics")
+        self.end_headers()
+        self.wfile.write(b"some_gauge 1\n")
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@contextlib.contextmanager
+def serving(certificate: Path) -> Iterator[int]:
+    """Serve `Proxy` over TLS on a loopback port."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+def answer(url: str, query: str) -> list[dict[str, Any]]:
+    """Return what Prometheus at `url` answers to an instant query."""
+    address = urllib.parse.urlsplit(url).netloc
+    question = urllib.parse.urlencode({"query": query})
+    with urllib.request.urlopen(f"http://{address}/api/v1/query?{question}", timeout=5) as got:
+        return list(json.load(got)["data"]["result"])
+
+
+def test_prometheus_has_one_steady_series_per_endpoint(
+    settings: MakeSettings, prometheus: Prometheus, certificate: Path, tmp_path: Path
+) -> None:
+    with serving(certificate) as port:
+        chosen = settings(
+            serverName="proxy.test",
+            port=port,
+            endpoints=[
+                endpoint("api", "/metrics"),
+                endpoint("workers", "/metrics/workers"),
+                endpoint("moved", "/moved"),
+            ],
+        )
+        text = scrape_config(chosen, "127.0.0.1")
+        config = write_config(tmp_path, text, certificate)
+        with prometheus(config) as url:
+            deadline = time.monotonic() + 30
+            while True:
+                scrapes = answer(url, "count_over_time(up[5m])")
+                if len(scrapes) >= 4 and all(int(s["value"][1]) >= 5 for s in scrapes):
+                    break
+                assert time.monotonic() < deadline, (tmp_path / "prometheus.log").read_text()
+                time.sleep(0.1)
+            up = answer(url, "up")
+            steady = answer(url, "changes(up[5m]) == 0")
+            gauges = answer(url, "some_gauge")
+
+    def by_target(series: list[dict[str, Any]]) -> list[tuple[str, str | None, str]]:
+        return sorted(
+            (s["metric"]["job"], s["metric"].get("endpoint"), s["value"][1]) for s in series
+        )
+
+    assert by_target(up) == [
+        ("sba-api", "api", "1"),
+        ("sba-api", "moved", "0"),
+        ("sba-api", "workers", "0"),
+        ("sba-proxy", None, "1"),
+    ]
+    assert len(steady) == 4
+    assert by_target(gauges) == [("sba-api", "api", "1"), ("sba-proxy", None, "1")]
