@@ -54,8 +54,8 @@ def check_token(token: str) -> str:
 def _matches(pattern: str, meaning: str) -> AfterValidator:
     compiled = re.compile(pattern)
 
-    def check(value: str) -> str:
-        if not compiled.fullmatch(value):
+    def check(value: str | None) -> str | None:
+        if value is not None and not compiled.fullmatch(value):
             raise ValueError(f"is not {meaning}")
         return value
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tokenize
 from pathlib import Path
 from typing import Any, Final
 
@@ -114,7 +116,7 @@ def _files(
         return templates.get_template(f"{template}.j2").render(names)
 
     return {
-        SYNC: _SYNC_SOURCE.read_text(),
+        SYNC: compact(_SYNC_SOURCE.read_text()),
         SYNC_CONFIG: json.dumps(sync_config, indent=1) + "\n",
         f"{_UNITS}/{PROXY_UNIT}": unit(PROXY_UNIT),
         f"{_UNITS}/{SYNC_UNIT}": unit(SYNC_UNIT),
@@ -125,6 +127,42 @@ def _files(
         "ResolveUnicastSingleLabel=yes\nStaleRetentionSec=1d\n",
         "/etc/systemd/timesyncd.conf.d/metrics-proxy.conf": "[Time]\nNTP=169.254.169.123\n",
     }
+
+
+def compact(source: str) -> str:
+    """Python without comments, docstrings and blank lines, a block indented by one space.
+
+    The same program in three quarters of the bytes, still text that one can read; and, unlike what
+    a compressor writes, the same on every machine, so that nobody's tools replace the VM.
+    """
+    lines = source.splitlines()
+    keep = [bool(line.strip()) for line in lines]
+    inside: set[int] = set()  # lines that begin within a string: their indentation is its text
+    fresh = True  # at the beginning of a statement
+    skipped = (tokenize.COMMENT, tokenize.NL)
+    tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    for number, token in enumerate(tokens):
+        (first, column), (last, _) = token.start, token.end
+        if token.type == tokenize.COMMENT:
+            lines[first - 1] = lines[first - 1][:column].rstrip()
+            keep[first - 1] = bool(lines[first - 1])
+        elif token.type == tokenize.STRING:
+            inside.update(range(first, last))
+            after = next(t.type for t in tokens[number + 2 :] if t.type not in skipped)
+            if fresh and token.string.startswith('"""') and after != tokenize.DEDENT:
+                keep[first - 1 : last] = [False] * (last - first + 1)
+        if token.type not in skipped:
+            fresh = token.type in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+    return "".join(
+        (
+            line
+            if number in inside
+            else " " * ((len(line) - len(line.lstrip())) // 4) + line.lstrip()
+        )
+        + "\n"
+        for number, line in enumerate(lines)
+        if keep[number]
+    )
 
 
 def _file(path: str, text: str) -> dict[str, Any]:

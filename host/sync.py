@@ -1,6 +1,5 @@
-"""Bring token, certificate and configuration from Secrets Manager to the proxy.
+"""Bring token, certificate and proxy configuration from Secrets Manager to the proxy.
 
-Fetch, validate, probe the API, write a generation, test it, switch `current` to it, reload.
 Whatever fails, the last good state stays in use; the reason is said, a secret never.
 """
 
@@ -18,122 +17,123 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
-from subprocess import DEVNULL, SubprocessError, run
+from subprocess import DEVNULL, run
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import boto3
 from botocore.config import Config
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 SECRETS = {"token": ["token"], "bundle": ["certificate", "configuration"]}  # and their parts
-REASONS = """fetch_token fetch_bundle token_invalid token_refused certificate_invalid
-    configuration_invalid test reload write internal""".split()
-SECONDS = 5  # for a probe
+REASONS = [
+    *("fetch_token", "fetch_bundle", "token_invalid", "token_refused", "certificate_invalid"),
+    *("configuration_invalid", "test", "reload", "write", "internal"),
+]
+PROBE_SECONDS = 5
 Files = dict[str, bytes]
 
-# A process is one run.
 settings: dict[str, Any] = {}
 state: dict[str, Any] = {"generation": "", "loaded": False, "versions": {}, "success": {}}
-live: Files = {}  # of the generation
-answers: dict[tuple[str, str], tuple[int, float]] = {}  # of endpoint and token: status, seconds
-failed: set[str] = set()
+live: Files = {}  # what the generation in use holds
+answers: dict[tuple[str, str], tuple[int, float]] = {}  # endpoint, token: status, seconds
+failed: set[str] = set()  # of REASONS
 
 
-class Refusal(Exception):
+class RefusedError(Exception):
     """One of REASONS, and words without a secret."""
 
 
 @contextmanager
 def problem(what: str, reason: str) -> Iterator[None]:
-    """Log what fails in here, without the text of foreign exceptions: it may hold a secret."""
+    """Log what fails, without the text of a foreign exception: it may hold a secret."""
     try:
         yield
     except Exception as error:
         said = getattr(error, "response", {}).get("Error", {}).get("Code") or type(error).__name__
         if isinstance(error, OSError):
             reason, said = "write", error.strerror
-        if isinstance(error, Refusal):
+        if isinstance(error, RefusedError):
             reason, said = error.args
         failed.add(reason)
         print(f"{what}: {said}", file=sys.stderr)
 
 
-def put(name: str, text: str) -> None:
+def put(name: str, text: bytes) -> None:
     """Replace a file by rename."""
-    Path(f"{name}.new").write_text(text)
-    os.replace(f"{name}.new", name)
+    Path("new").write_bytes(text)
+    Path("new").replace(name)
 
 
 def save(**changes: Any) -> None:
     """Record what is in use."""
-    put("state.json", json.dumps(state | changes))
+    put("state.json", json.dumps(state | changes).encode())
     state.update(changes)
 
 
-def endpoints(files: Files) -> dict[str, Any]:
-    """The endpoints of a configuration, by name."""
-    return {item["name"]: item for item in json.loads(files.get("endpoints.json", "[]"))}
+def endpoints(files: Files) -> dict[str, tuple[str, str | None]]:
+    """Upstream and CA by name."""
+    items = json.loads(files.get("endpoints.json", "[]"))
+    return {item["name"]: (item["upstream"], item.get("ca")) for item in items}
 
 
 def token(files: Files) -> str:
-    """The token, empty if there is none."""
-    return files.get("token", b"").decode()
+    """The token in the include, or nothing."""
+    before, _, after = settings["token_line"].partition("{token}")
+    line = files.get("token.conf", b"").decode()
+    return line[len(before) : -len(after)] if line.startswith(before) else ""
 
 
 def validate(part: str, text: str) -> Files:
     """The files of a part; raises anything if it is malformed."""
     if part == "token":
-        value = json.loads(text).get("token", "") if text.lstrip().startswith("{") else text
+        value = json.loads(text)["token"] if text.startswith("{") else text
+        # RFC 6750; nginx holds 4,096 bytes
         if len(value) > 3900 or not re.fullmatch("[A-Za-z0-9._~+/-]+=*", value):
-            raise Refusal("token_invalid", "no b64token (RFC 6750) of up to 3,900 characters")
+            raise RefusedError("token_invalid", "no b64token (RFC 6750) of up to 3,900 characters")
         line = settings["token_line"].replace("{token}", value)
-        return {"token": value.encode(), "token.conf": line.encode()}
+        return {"token.conf": line.encode()}
     bundle = json.loads(text)
     if part == "certificate":
         return {f"{name}.pem": bundle[name].encode() for name in ("certificate", "key")}
-    files = {"proxy.conf": bundle["configuration"].encode()}
-    files["endpoints.json"] = json.dumps(bundle["endpoints"]).encode()
-    urls = [e["upstream"].startswith("http") for e in endpoints(files).values()]
-    if not files["proxy.conf"].strip() or not 0 < sum(urls) == len(bundle["endpoints"]):
+    conf, listed = bundle["configuration"].encode(), bundle["endpoints"]
+    files = {"proxy.conf": conf, "endpoints.json": json.dumps(listed).encode()}
+    if not conf.strip() or not 0 < len(endpoints(files)) == len(listed):
         raise ValueError
     return files
 
 
 def ask(upstream: str, ca: str | None, bearer: str) -> tuple[int, float]:
-    """Status and seconds of a GET; follows no redirect, reads no proxy variable."""
+    """Status and seconds of a GET, without redirects and proxy variables."""
     start = time.monotonic()
     scheme, _, host, *path = upstream.split("/", 3)
-    connection = HTTPConnection(host, timeout=SECONDS)
+    connection = HTTPConnection(host, timeout=PROBE_SECONDS)
     if scheme == "https:":
         context = ssl.create_default_context(cadata=ca)
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # like the proxy
-        connection = HTTPSConnection(host, timeout=SECONDS, context=context)
+        connection = HTTPSConnection(host, timeout=PROBE_SECONDS, context=context)
     connection.request("GET", "/" + "".join(path), headers={"Authorization": f"Bearer {bearer}"})
     return connection.getresponse().status, time.monotonic() - start
 
 
 def probe(offers: dict[str, Files]) -> None:
     """Ask the API; drop a token that it refuses where it takes the live one."""
-    old, new = token(live), token(live | offers.get("token", {}))
+    old, new = token(live), token(offers.get("token", live))
     asked = endpoints(offers.get("configuration", {})) | endpoints(live)
     pool = ThreadPoolExecutor(2 * len(asked) + 1)
     asks = {
-        (name, bearer): pool.submit(ask, item["upstream"], item.get("ca"), bearer)
-        for name, item in asked.items()
-        for bearer in (old, new)
+        (n, t): pool.submit(ask, *asked[n], t) for n in asked for t in {old, new} - {""} or {""}
     }
-    done = wait(asks.values(), SECONDS).done
+    done = wait(asks.values(), PROBE_SECONDS).done
     for pair, answer in asks.items():
         lost = answer not in done or answer.exception()
-        answers[pair] = (0, SECONDS) if lost else answer.result()
-    refused = [
-        f"{answers[name, new][0]} on {name}"
-        for name in asked
-        if old and answers[name, new][0] in (401, 403) and answers[name, old][0] // 100 == 2
-    ]
+        answers[pair] = (0, PROBE_SECONDS) if lost else answer.result()
+    status = {pair: answer[0] for pair, answer in answers.items()}
+    refused = [n for n in asked if status[n, new] in (401, 403) and old] if old else []
+    refused = [n for n in refused if status[n, old] // 100 == 2]
     if refused:
         del offers["token"]
-        raise Refusal("token_refused", f"the API answers it {', '.join(refused)}")
+        raise RefusedError("token_refused", f"the API refuses it on {', '.join(refused)}")
 
 
 def certificate_end(folder: str) -> int:
@@ -141,37 +141,35 @@ def certificate_end(folder: str) -> int:
     pem = f"{folder}/certificate.pem"
     with suppress(ssl.SSLError, ValueError):
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(pem, f"{folder}/key.pem", "")
-        argv = ["openssl", "x509", "-noout", "-dates", "-in", pem]
-        text = run(argv, capture_output=True, text=True).stdout
+        dates = ["openssl", "x509", "-noout", "-dates", "-in", pem]
+        text = run(dates, capture_output=True, text=True).stdout
         begin, end = map(ssl.cert_time_to_seconds, re.findall("=(.+)", text))
         if begin <= time.time() < end:
             return end
-    raise Refusal("certificate_invalid", "no PEM certificate in date with its key")
+    raise RefusedError("certificate_invalid", "no PEM certificate in date with its key")
 
 
-def command(name: str, generation: str, files: Files, seconds: int) -> None:
-    """Run a command; refuse with the first line it says, if that holds no secret."""
-    with TemporaryDirectory() as scratch:
+def command(name: str, seconds: int, generation: str, files: Files) -> None:
+    """Run a command; refuse with the first line it says, without secrets."""
+    with TemporaryDirectory() as scratch, Path(scratch, "said").open("w+") as said:
         places = {"scratch": scratch, "generation": Path(generation).absolute()}
         argv = [word.format(**places) for word in settings[name]]
-        try:
-            done = run(argv, stdin=DEVNULL, capture_output=True, text=True, timeout=seconds)
-        except (OSError, SubprocessError) as error:
-            raise Refusal(name, f"{argv[0]}: {type(error).__name__}") from None
+        done = run(["timeout", f"{seconds}", *argv], stdin=DEVNULL, stdout=said, stderr=said)
+        said.seek(0)
+        line = said.readline().strip()
     if done.returncode:
-        said = done.stderr.partition("\n")[0]
-        secrets = {token(files), *files["key.pem"].decode().split("\n")} - {""}
-        hidden = any(secret in said for secret in secrets)
-        raise Refusal(name, "(its message holds a secret)" if hidden else said)
+        for secret in [token(files), *files["key.pem"].decode().split()]:
+            line = line.replace(secret or "\n", "***")
+        raise RefusedError(name, f"{name} ends with {done.returncode}: {line}")
 
 
 def load(generation: str, files: Files, **facts: Any) -> None:
     """Switch, reload, record. Killed in here, the next run finds `loaded` false."""
     save(loaded=False)
-    Path("current.new").unlink(missing_ok=True)
-    os.symlink(generation, "current.new")
-    os.replace("current.new", "current")
-    command("reload", generation, files, 60)
+    Path("new").unlink(missing_ok=True)
+    Path("new").symlink_to(generation)
+    Path("new").replace("current")
+    command("reload", 60, generation, files)
     save(generation=generation, loaded=True, **facts)
 
 
@@ -195,21 +193,22 @@ def adopt(news: dict[str, Files]) -> None:
         for name, text in files.items():
             Path(generation, name).write_bytes(text)
         facts = {"not_after": certificate_end(generation)} if "certificate" in news else {}
-        command("test", generation, files, 20)
+        command("test", 20, generation, files)
         load(generation, files, **facts)
+    except (OSError, RefusedError):
+        restore()
+        shutil.rmtree(generation, ignore_errors=True)
+        if live and len(news) > 1:
+            for name, part in news.items():
+                adopt({name: part})
+            return
+        with problem(f"{', '.join(news)}: not adopted", "write"):
+            raise
+    else:
         live.update(files)
         for path in Path().glob("gen-*"):
             if path.name not in (old, generation):
                 shutil.rmtree(path, ignore_errors=True)
-    except (OSError, Refusal):
-        shutil.rmtree(generation, ignore_errors=True)
-        restore()
-        if live and len(news) > 1:
-            for name, part in news.items():
-                adopt({name: part})
-        else:
-            with problem(f"{', '.join(news)}: not adopted", "write"):
-                raise
 
 
 def sync() -> None:
@@ -221,7 +220,7 @@ def sync() -> None:
         with problem(f"{secret}: not fetched", f"fetch_{secret}"):
             answer = client.get_secret_value(SecretId=settings[f"{secret}_secret"])
             for part in parts:
-                with problem(f"{part}: not adopted", f"{part}_invalid"):
+                with problem(f"{part}: not adopted, malformed", f"{part}_invalid"):
                     offers[part] = validate(part, answer["SecretString"])
                     versions[part] = answer["VersionId"]
     with problem("token: not adopted", "internal"):
@@ -236,11 +235,43 @@ def sync() -> None:
     save()
 
 
-def gauge(name: str, text: str, samples: dict[str, float]) -> str:
-    """A metric as text; `samples` are values by labels."""
-    name = f"metrics_proxy_{name}"
-    lines = [f"{name}{labels and f'{{{labels}}}'} {value}\n" for labels, value in samples.items()]
-    return f"# HELP {name} {text}\n# TYPE {name} gauge\n{''.join(lines)}"
+def metrics() -> bytes:
+    """What this run found."""
+    registry = CollectorRegistry()
+
+    def show(name: str, text: str, samples: dict[Any, float], *labels: str) -> None:
+        gauge = Gauge(f"metrics_proxy_{name}", text, labels, registry=registry)
+        for values, value in samples.items():
+            (gauge.labels(*values) if labels else gauge).set(value)
+
+    none = (0, PROBE_SECONDS)
+    up = {(n,): answers.get((n, token(live)), none) for n in endpoints(live)}
+    versions = {
+        (secret, state["versions"][part]): 1.0
+        for secret, parts in SECRETS.items()
+        for part in parts
+        if part in state["versions"]
+    }
+    success = {(secret,): when for secret, when in state["success"].items()}
+    show("secret_sync_ok", "1 if every secret is in use", {(): not failed})
+    last = "Last sync with the secret in use"
+    show("secret_last_success_timestamp_seconds", last, success, "secret")
+    show("secret_info", "Versions in use", versions, "secret", "version")
+    if live:
+        sha256 = hashlib.sha256(live["proxy.conf"]).hexdigest()
+        show("configuration_info", "The configuration in use", {(sha256,): 1}, "sha256")
+        end = {(): state["not_after"]}
+        show("certificate_not_after_timestamp_seconds", "End of the certificate", end)
+    two = {n: float(a[0] // 100 == 2) for n, a in up.items()}
+    show("upstream_up", "1 if it answers 2xx with the token in use", two, "endpoint")
+    status = {n: a[0] for n, a in up.items()}
+    show("upstream_http_status", "What it answers, 0 for nothing", status, "endpoint")
+    show(
+        "upstream_duration_seconds", "To its headers", {n: a[1] for n, a in up.items()}, "endpoint"
+    )
+    reasons = {(reason,): float(reason in failed) for reason in REASONS}
+    show("sync_failed", "1 if the last sync failed for this reason", reasons, "reason")
+    return generate_latest(registry)
 
 
 def main() -> None:
@@ -252,11 +283,11 @@ def main() -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print("another sync is at work")
+        print("another sync is at work", file=sys.stderr)
         return
     with suppress(OSError, ValueError):
         state.update(json.loads(Path("state.json").read_bytes()))
-    live.update({p.name: p.read_bytes() for p in Path().glob(f"{state['generation']}/*")})
+    live.update({p.name: p.read_bytes() for p in Path(state["generation"] or "gen").glob("*")})
     with problem("sync", "internal"):
         sync()
     put("proxy.prom", metrics())

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from config.settings import Limits, Settings
+from config.settings import NAMESPACE, Limits, Settings, SettingsError
 
 Json = dict[str, Any]
 
@@ -25,7 +25,7 @@ SCHEMA_VERSION: Final = 36
 
 
 def load_dashboard(path: str | Path) -> Json:
-    """Read a classic dashboard JSON; raise a `ValueError` of one line for anything else."""
+    """Read a classic dashboard JSON; raise a `SettingsError` of one line for anything else."""
     try:
         dashboard = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -36,7 +36,7 @@ def load_dashboard(path: str | Path) -> Json:
         problem = _not_classic(dashboard)
         if not problem:
             return dict(dashboard)
-    raise ValueError(f"grafana.dashboard: {path} {problem}")
+    raise SettingsError(f"{NAMESPACE}:grafana.dashboard: {path} {problem}")
 
 
 def _not_classic(dashboard: object) -> str:

@@ -162,7 +162,13 @@ def serve(address: tuple[str, int], path: str, document: Callable[[], bytes], fo
         def log_message(self, *_: object) -> None:
             """The request log is `requests.jsonl`."""
 
-    ThreadingHTTPServer(address, Handler).serve_forever()
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_: object) -> None:
+            """A client that goes away is no news: the sync's probe reads the status only."""
+
+    Server(address, Handler).serve_forever()
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The real Pulumi engine, over the stand-in providers: the program as users run it, stack `local`."""
+"""The real Pulumi engine over the stand-in providers: the program as users run it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import runpy
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -46,9 +47,11 @@ class Engine:
             "PULUMI_CONFIG_PASSPHRASE": PASSPHRASE,
             "PULUMI_SKIP_UPDATE_CHECK": "true",
             "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
-            "SANDBOX_PYTHON": os.sys.executable,
+            "SANDBOX_PYTHON": sys.executable,
             "SANDBOX_GRAFANA_PROVISIONING": str(self.provisioning),
         }
+        # the Automation API looks for the CLI on this process' own $PATH
+        os.environ["PATH"] = search_path()
         self.stack = auto.create_or_select_stack(
             STACK,
             project_name=NAMESPACE,
@@ -123,4 +126,9 @@ def _diagnostics(text: str) -> str:
         text.rpartition("Diagnostics:")[2].partition("\nOutputs:")[0].partition("\nResources:")[0]
     )
     lines = [line.strip().removeprefix("error: ") for line in section.splitlines()]
-    return "\n".join(x for x in lines if x and not x.startswith("pulumi:pulumi:Stack"))
+    noise = (
+        "pulumi:pulumi:Stack",
+        "warning: using pulumi-resource-",
+        "an unhandled error occurred",
+    )
+    return "\n".join(line for line in lines if line and not line.startswith(noise))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import configparser
 import os
+import pwd
 import shlex
 import shutil
 import signal
@@ -70,7 +71,12 @@ class Host:
         """A unit's `ExecStart=`, with the machine's folders moved below the root."""
         words = shlex.split(self.unit(unit)["Service"]["ExecStart"])
         words = [f"{self.root}{w}" if w.startswith(_MOVED) else w for w in words]
-        return [sys.executable if w == "/usr/bin/python3" else w for w in words]
+        # root's nginx would give its workers to another user, who may not read these folders
+        stay = f"daemon off; user {pwd.getpwuid(os.geteuid()).pw_name};"
+        swap = {"/usr/bin/python3": sys.executable} | (
+            {"daemon off;": stay} if os.geteuid() == 0 else {}
+        )
+        return [swap.get(word, word) for word in words]
 
     def run(self) -> None:
         """The sync at the timer's interval, until `stop`."""
@@ -79,17 +85,24 @@ class Host:
         threading.Thread(target=self._keep_server, daemon=True).start()
         interval = float(self.unit(SYNC_TIMER)["Timer"]["OnUnitInactiveSec"])
         command = self.command(SYNC_UNIT)
-        while not self._stopping.is_set():
-            subprocess.run(command, env=self._environment, cwd=self.root, check=False)
-            self._stopping.wait(interval)
+        try:
+            while not self._stopping.is_set():
+                subprocess.run(command, env=self._environment, cwd=self.root, check=False)
+                self._stopping.wait(interval)
+        finally:
+            self._stopping.set()
+            self._stop_server()
+
+    def _stop_server(self) -> None:
         with self._lock:
-            if self._server is not None and self._server.poll() is None:
-                self._server.send_signal(signal.SIGQUIT)
-                try:
-                    self._server.wait(10)
-                except subprocess.TimeoutExpired:
-                    self._server.kill()
-                    self._server.wait()
+            if self._server is None or self._server.poll() is not None:
+                return
+            self._server.send_signal(signal.SIGQUIT)
+            try:
+                self._server.wait(10)
+            except subprocess.TimeoutExpired:
+                self._server.kill()
+                self._server.wait()
 
     def stop(self, *_: object) -> None:
         self._stopping.set()

@@ -11,6 +11,8 @@ import platform
 import secrets
 import shutil
 import signal
+import socket
+import ssl
 import sys
 import time
 import urllib.error
@@ -32,7 +34,7 @@ from sandbox.processes import Process, free_port, start, wait
 from sandbox.tools import ROOT, prometheus
 
 REGION: Final = "eu-central-1"
-# Loopback addresses stand in for the VPC's: every user may use them, and nothing leaves the machine.
+# Loopback addresses stand in for the VPC's: every user may use them; nothing leaves the machine.
 VPC: Final = "127.9.0.0/16"
 SUBNET: Final = "127.9.46.0/24"
 API_CIDR: Final = "127.9.47.0/24"
@@ -161,7 +163,7 @@ class Sandbox:
             command += ["--folder", str(self.api)]
             self._keep("api", self._start(command, "api"))
             for port in ports:
-                wait(lambda port=port: _answers(f"http://{API_ADDRESS}:{port}/"), "the sample API")
+                wait(lambda port=port: _listens(API_ADDRESS, port), "the sample API")
 
     def _configure(self, server: str, token: str | None) -> None:
         """The stack file of a new sandbox; an older one's is the user's, but for the server."""
@@ -236,7 +238,7 @@ class Sandbox:
             command += [f"--storage.tsdb.path={self._prometheus / 'data'}"]
             command += [f"--web.listen-address=127.0.0.1:{port}"]
             self._keep("prometheus", self._start(command, "prometheus"))
-            wait(lambda: _answers(f"{self.prometheus_url}/-/ready"), "Prometheus")
+            wait(lambda: _listens("127.0.0.1", port), "Prometheus (logs/prometheus.log)")
 
     def _start(self, command: list[str], log: str) -> Process:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
@@ -265,8 +267,6 @@ class Sandbox:
 
     def get(self, path: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
         """GET a path of the proxy as Prometheus does: with the CA, without a token."""
-        import ssl
-
         outputs = self.engine.outputs()
         context = ssl.create_default_context(cadata=outputs["caCertificate"])
         request = urllib.request.Request(outputs["proxyUrl"] + path, headers=headers or {})  # noqa: S310
@@ -351,3 +351,11 @@ class Sandbox:
                 with self._step(f"stop {name}"):
                     running.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _listens(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=1).close()
+    except OSError:
+        return False
+    return True

@@ -18,7 +18,8 @@ PROMETHEUS_MIN = (2, 43)
 
 def search_path() -> str:
     """$PATH with what was built behind it, so that the user's own programs win."""
-    return os.pathsep.join([os.environ.get("PATH", os.defpath), str(BUILT)])
+    path = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return os.pathsep.join(path if str(BUILT) in path else [*path, str(BUILT)])
 
 
 def find(name: str) -> str:
@@ -37,7 +38,7 @@ def prometheus(name: str = "prometheus") -> str:
     built = BUILT / name
     if not built.exists():
         raise FileNotFoundError(
-            f"no {name} of version {PROMETHEUS_MIN[0]}.{PROMETHEUS_MIN[1]} or newer; run: make setup"
+            f"no {name} of version {'.'.join(map(str, PROMETHEUS_MIN))} or newer; run: make setup"
         )
     return str(built)
 

@@ -220,7 +220,9 @@ class Provider(rpc.Provider):
         touched: set[str] = set()
         for key in sorted(kind.replaces | kind.updates | derived.keys()):
             new = inputs.get(key, derived.get(key))
-            if key in request.ignore_changes or (new is None and key in kind.computed):
+            # what is not said is chosen by AWS or empty: neither is a change
+            unsaid = new is None and (key in kind.computed or not state.get(key))
+            if unsaid or key in request.ignore_changes:
                 continue
             pair = (kind.normal(key, value) for value in (state.get(key), new))
             for path, what in changes(key, *pair):

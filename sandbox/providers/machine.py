@@ -66,7 +66,7 @@ class Instance(AwsKind):
             yield "userData", f"has {size} bytes, at most {USER_DATA_LIMIT} are allowed"
         for key, value in inputs.get("metadataOptions", {}).items():
             if value not in (allowed := METADATA_OPTIONS[key]) and value != UNKNOWN:
-                wanted = " or ".join(map(str, allowed if len(allowed) == 2 else allowed[::63]))
+                wanted = " or ".join(map(str, allowed)) if len(allowed) == 2 else "1 to 64"
                 yield f"metadataOptions.{key}", f"must be {wanted}, not {value!r}"
         if inputs.get("rootBlockDevice", {}).get("volumeType", "gp3") not in VOLUME_TYPES:
             yield "rootBlockDevice.volumeType", f"must be one of {', '.join(VOLUME_TYPES)}"

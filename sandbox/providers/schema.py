@@ -12,7 +12,7 @@ import typing
 from collections import abc
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from pulumi import _types
 from pulumi.runtime.rpc import UNKNOWN, is_rpc_secret, unwrap_rpc_secret
@@ -40,9 +40,17 @@ def arguments_class(token: str) -> type:
     raise LookupError(f"{token}: the SDK's class takes no args")
 
 
-@functools.cache
-def _properties(cls: type) -> tuple[dict[str, Any], frozenset[str], frozenset[str]]:
+class Properties(NamedTuple):
     """Of an argument class: types by name, the required names, the deprecated names."""
+
+    types: dict[str, Any]
+    required: frozenset[str]
+    deprecated: frozenset[str]
+
+
+@functools.cache
+def properties(cls: type) -> Properties:
+    """What an argument class accepts."""
     names = _types.input_type_py_to_pulumi_names(cls)
     parameters = inspect.signature(cls).parameters.values()
     required = {names[p.name] for p in parameters if p.default is inspect.Parameter.empty}
@@ -51,7 +59,7 @@ def _properties(cls: type) -> tuple[dict[str, Any], frozenset[str], frozenset[st
         for name, value in vars(cls).items()
         if isinstance(value, property) and "_pulumi_deprecated_callable" in vars(value.fget)
     }
-    return dict(_types.input_type_types(cls)), frozenset(required), frozenset(deprecated)
+    return Properties(_types.input_type_types(cls), frozenset(required), frozenset(deprecated))
 
 
 def problems(token: str, inputs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -110,7 +118,7 @@ def _check_object(value: Any, cls: type, path: str) -> Iterator[tuple[str, str]]
     if not isinstance(value, dict):
         yield path, f"an object is wanted, not {_kind(value)}"
         return
-    types, required, deprecated = _properties(cls)
+    types, required, deprecated = properties(cls)
     dot = f"{path}." if path else ""
     for key, item in value.items():
         if key.startswith("__"):  # Pulumi's own bookkeeping

@@ -199,7 +199,9 @@ class CertRequest(_InState):
     def create(self, inputs: Values) -> tuple[str, Values]:
         """Sign it."""
         key = load_key(inputs["privateKeyPem"])
-        builder = x509.CertificateSigningRequestBuilder().subject_name(to_name(inputs["subject"]))
+        builder = x509.CertificateSigningRequestBuilder().subject_name(
+            to_name(inputs.get("subject"))
+        )
         if (alternatives := to_alternatives(inputs)) is not None:
             builder = builder.add_extension(alternatives, critical=False)
         pem = builder.sign(key, signature_hash(key)).public_bytes(serialization.Encoding.PEM)
@@ -324,7 +326,7 @@ class SelfSignedCert(_Certificate):
     def create(self, inputs: Values) -> tuple[str, Values]:
         """A request of its own, signed by its own key."""
         key = load_key(inputs["privateKeyPem"])
-        _, made = CertRequest().create({"subject": None, **inputs})
+        _, made = CertRequest().create(inputs)
         request = x509.load_pem_x509_csr(made["certRequestPem"].encode())
         number, outputs = self.issue(inputs, request, None, key)
         return number, {**outputs, "keyAlgorithm": algorithm(key)}

@@ -1,0 +1,28 @@
+.PHONY: help setup demo down test check generate
+PYTHON := .venv/bin/python
+
+help: ## show this
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: ## install and build what demo and test need
+	@tools/setup.sh test
+
+demo: ## run the whole system on this machine
+	@tools/setup.sh demo
+	@$(PYTHON) -m sandbox up --detach
+
+down: ## end the demo and remove its state
+	@$(PYTHON) -m sandbox down
+
+test: ## run every test
+	@tools/setup.sh test
+	@$(PYTHON) -m pytest
+
+check: ## ruff and mypy
+	@tools/setup.sh test
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m mypy
+
+generate: ## render the Workers section into the committed dashboard
+	@$(PYTHON) -m monitoring.dashboard ops/grafana/dashboard-sba.json

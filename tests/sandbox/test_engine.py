@@ -1,0 +1,123 @@
+"""The program under the real engine, over the stand-in providers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox import aws
+from sandbox.engine import Engine, ProgramError
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    folder = tmp_path_factory.mktemp("engine")
+    process, account = aws.start(
+        folder, region="eu-central-1", vpc_cidr="10.20.0.0/16", subnet_cidr="10.20.1.0/24"
+    )
+    try:
+        engine = Engine(folder, account)
+        engine.configure(
+            {
+                "aws:region": account.region,
+                "subnetId": account.subnet_id,
+                "prometheusCidrs": ["10.20.2.0/24"],
+                "apiSecurityGroupId": account.api_security_group_id,
+                "instanceType": "t3.micro",
+            }
+        )
+        engine.set_secret("adminToken", "engine-test-token")
+        yield engine
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def inventory(account: aws.Account) -> dict[str, list[Any]]:
+    """What the program may leave in the account; the seeded VPC and its groups are not the program's."""
+    ec2, iam, secrets = (account.client(s) for s in ("ec2", "iam", "secretsmanager"))
+    return {
+        "instances": [
+            i
+            for r in ec2.describe_instances()["Reservations"]
+            for i in r["Instances"]
+            if i["State"]["Name"] != "terminated"
+        ],
+        "interfaces": ec2.describe_network_interfaces()["NetworkInterfaces"],
+        "groups": [
+            g
+            for g in ec2.describe_security_groups()["SecurityGroups"]
+            if g["GroupName"] not in ("default", "api")
+        ],
+        "roles": iam.list_roles()["Roles"],
+        "profiles": iam.list_instance_profiles()["InstanceProfiles"],
+        "secrets": secrets.list_secrets(IncludePlannedDeletion=True)["SecretList"],
+    }
+
+
+def test_a_stack_lives_from_preview_to_destroy(engine: Engine, tmp_path: Path) -> None:
+    del tmp_path
+    account = aws.Account.read(engine.backend.parent / "aws.json")
+    assert set(engine.preview()) == {"create"}
+    assert set(engine.up()) == {"create"}
+    assert all(inventory(account).values())
+    assert set(engine.preview()) == {"same"}
+    assert set(engine.up()) == {"same"}
+    machine = engine.outputs()["instanceId"]
+
+    # what the sync brings: no replacement, and the diff can be read
+    engine.configure({"prometheusCidrs": ["10.20.2.0/24", "10.20.3.0/24"]})
+    lines: list[str] = []
+    changes = engine.preview(lines.append, diff=True)
+    assert "replace" not in changes
+    text = "\n".join(lines)
+    assert any("+" in line and "allow 10.20.3.0/24;" in line for line in text.splitlines()), text
+    engine.up()
+    assert engine.outputs()["instanceId"] == machine
+
+    # what the machine is made of: a new machine at the same address
+    address = engine.outputs()["privateIp"]
+    engine.configure({"syncInterval": 30})
+    assert engine.up().get("replace") == 1
+    assert engine.outputs()["instanceId"] != machine
+    assert engine.outputs()["privateIp"] == address
+
+    engine.destroy()
+    assert {k: v for k, v in inventory(account).items() if v} == {}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("server", "apache", 'metrics-proxy:server: "apache" is not supported yet; use nginx'),
+        ("colour", "red", 'metrics-proxy:colour: "red" is no setting'),
+        (
+            "grafana",
+            {"dashboard": "ops/grafana/missing.json"},
+            "metrics-proxy:grafana.dashboard: ",
+        ),
+    ],
+)
+def test_a_refusal_is_one_line(engine: Engine, key: str, value: Any, message: str) -> None:
+    engine.configure({key: value})
+    try:
+        with pytest.raises(ProgramError) as refused:
+            engine.preview()
+    finally:
+        engine.configure({key: None})
+    assert str(refused.value).startswith(message)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_plain_token_is_refused(engine: Engine) -> None:
+    before = engine.config_file.read_text()
+    engine.configure({"adminToken": "plain-token-value"})
+    try:
+        with pytest.raises(ProgramError, match="stored in plain text") as refused:
+            engine.preview()
+    finally:
+        engine.config_file.write_text(before)
+    assert "plain-token-value" not in str(refused.value)

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Sets up what the sandbox (demo) or also the tests (test) need. Repeated runs only check.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+what=${1:?usage: tools/setup.sh demo|test}
+mkdir -p .cache/bin
+log=$PWD/.cache/setup.log
+: > "$log"
+
+step() { # step TEXT COMMAND...: run it with its output in the log, and say how long it took
+    local text=$1 began=$SECONDS
+    shift
+    printf '==> %s ... ' "$text" >&2
+    if ! "$@" >> "$log" 2>&1; then
+        printf 'failed (%s)\n' "$log" >&2
+        tail -n 20 "$log" >&2
+        exit 1
+    fi
+    printf '%d s\n' $((SECONDS - began)) >&2
+}
+
+current() { # current STAMP FILES...: whether STAMP was made from these files as they are
+    [ -f "$1" ] && [ "$(cat "$1")" = "$(cat "${@:2}" | sha256sum)" ]
+}
+
+stamp() { cat "${@:2}" | sha256sum > "$1"; }
+
+# Debian packages, by the program that each brings
+programs=(nginx:nginx openssl:openssl)
+[ "$what" = test ] && programs+=(systemd-analyze:systemd npm:npm)
+missing=()
+for entry in "${programs[@]}"; do
+    PATH=$PATH:/usr/sbin:/sbin command -v "${entry%%:*}" > /dev/null || missing+=("${entry##*:}")
+done
+python3 -c 'import ensurepip' 2> /dev/null || missing+=(python3-venv)
+if [ ${#missing[@]} -gt 0 ]; then
+    if [ "$(id -u)" != 0 ]; then
+        echo "missing Debian packages; run: sudo apt-get install ${missing[*]}" >&2
+        exit 1
+    fi
+    export DEBIAN_FRONTEND=noninteractive
+    step "apt-get update" apt-get -q update
+    step "Debian packages: ${missing[*]}" apt-get -qy install --no-install-recommends "${missing[@]}"
+fi
+
+if ! current .venv/stamp requirements.txt requirements-dev.txt; then
+    step "virtual environment" python3 -m venv .venv
+    step "Python packages" .venv/bin/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+    stamp .venv/stamp requirements.txt requirements-dev.txt
+fi
+
+build() { # build MODULE LDFLAGS PACKAGES...
+    (cd "tools/$1" && go build -ldflags "$2" -o ../../.cache/bin/ "${@:3}")
+    stamp ".cache/$1.stamp" "tools/$1/go.mod" "tools/$1/go.sum"
+}
+
+need_go() {
+    command -v go > /dev/null || {
+        echo "$1 is not on \$PATH and Go, which could build it, is not either" >&2
+        exit 1
+    }
+}
+
+if ! command -v pulumi > /dev/null && ! current .cache/pulumi.stamp tools/pulumi/go.{mod,sum}; then
+    need_go pulumi
+    version=$(sed -n 's|^require github.com/pulumi/pulumi/pkg/v3 v||p' tools/pulumi/go.mod)
+    [ -n "$version" ] || version=$(sed -n 's|.*github.com/pulumi/pulumi/pkg/v3 v\([0-9.]*\).*|\1|p' tools/pulumi/go.mod)
+    # without a version at link time the Automation API refuses the CLI
+    step "Pulumi CLI $version (3 min the first time)" build pulumi \
+        "-s -w -X github.com/pulumi/pulumi/sdk/v3/go/common/version.Version=$version" \
+        github.com/pulumi/pulumi/pkg/v3/cmd/pulumi
+fi
+
+if ! .venv/bin/python -c 'from sandbox.tools import prometheus as p; p(); p("promtool")' 2> /dev/null \
+    || { [ -f .cache/prometheus.stamp ] && ! current .cache/prometheus.stamp tools/prometheus/go.{mod,sum}; }; then
+    need_go "Prometheus 2.43 or newer"
+    step "Prometheus and promtool (4 min the first time)" build prometheus "-s -w" \
+        github.com/prometheus/prometheus/cmd/prometheus github.com/prometheus/prometheus/cmd/promtool
+fi
