@@ -227,5 +227,5 @@ def test_nothing_is_kept_but_how_to_reach_it(tmp_path: Path) -> None:
 
 
 def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="InvalidVpc.Range"):
+    with pytest.raises(RuntimeError, match=r"InvalidVpc\.Range"):
         aws.start(tmp_path, **{**NETWORK, "vpc_cidr": "127.9.0.0/8"})

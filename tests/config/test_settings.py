@@ -1,0 +1,544 @@
+"""What a stack file may say, and what each refusal looks like."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pulumi
+import pytest
+import yaml
+from pulumi.runtime import MockCallArgs, MockResourceArgs, Mocks
+
+from config import stack
+from config.settings import TOKEN_MAX, Limits, Settings, SettingsError, check_token
+
+ROOT = Path(__file__).resolve().parents[2]
+UNSET = object()
+REQUIRED = {
+    "subnetId": "subnet-0123456789abcdef0",
+    "prometheusCidrs": ["10.20.0.0/16"],
+    "apiCidrs": ["10.0.1.0/24"],
+}
+GROUP = "sg-0123456789abcdef0"
+SECRET = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:sba/token-a1b2c3"
+API = {"name": "api", "path": "/metrics", "upstream": "http://api:9464/metrics"}
+JOBS = {"name": "jobs", "path": "/jobs", "upstream": "http://api:3002/metrics"}
+
+
+def texts(**config: object) -> dict[str, str]:
+    """A stack's config as Pulumi hands it over; `UNSET` leaves a required key out."""
+    return {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in {**REQUIRED, **config}.items()
+        if value is not UNSET
+    }
+
+
+def parse(*, has_token: bool = True, **config: object) -> Settings:
+    return Settings.parse("dev", texts(**config), has_token=has_token)
+
+
+def refusal(*, has_token: bool = True, **config: object) -> str:
+    """The one line of a refusal."""
+    with pytest.raises(SettingsError) as caught:
+        parse(has_token=has_token, **config)
+    [line] = str(caught.value).split("\n")
+    return line
+
+
+def endpoint(**changes: object) -> dict[str, object]:
+    return {"endpoints": [{**API, **changes}]}
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "problem"),
+    [
+        ({"prot": 9446}, "prot", "is no setting; did you mean port?"),
+        ({"instanceTyp": "x"}, "instanceTyp", "is no setting; did you mean instanceType?"),
+        ({"zzz": 1}, "zzz", "is no setting"),
+        ({"stack": "dev"}, "stack", "is no setting"),
+        ({"instance_type": "t4g.micro"}, "instance_type", "is no setting"),
+        ({"prometheusCidrs": []}, "prometheusCidrs", "is empty"),
+        ({"prometheusCidrs": "10.0.0.0/24"}, "prometheusCidrs", "valid array"),
+        ({"apiCidrs": []}, "apiCidrs", "is empty"),
+        ({"port": 1023}, "port", "greater than or equal to 1024"),
+        ({"port": 65536}, "port", "less than or equal to 65535"),
+        ({"port": "http"}, "port", "valid integer"),
+        ({"port": True}, "port", "valid integer"),
+        ({"server": "caddy"}, "server", "'nginx' or 'apache'"),
+        ({"server": "apache"}, "server", "is not supported yet"),
+        ({"serverName": "Proxy.local"}, "serverName", "DNS name in lower case"),
+        ({"searchDomain": "not_a_name"}, "searchDomain", "DNS name"),
+        ({"subnetId": "vpc-0123456789abcdef0"}, "subnetId", "a subnet id"),
+        ({"amiId": "debian"}, "amiId", "an AMI id"),
+        ({"privateIp": "10.0.0.256"}, "privateIp", "an IPv4 address"),
+        ({"instanceType": "micro"}, "instanceType", "an EC2 instance type"),
+        ({"syncInterval": 0}, "syncInterval", "greater than or equal to 1"),
+        ({"job": "sba-proxy"}, "job", "the proxy's own metrics"),
+        ({"protect": "yes"}, "protect", "valid boolean"),
+        ({"kmsKeyArn": SECRET}, "kmsKeyArn", "the ARN of a KMS key"),
+    ],
+)
+def test_a_bad_setting_is_refused_in_one_line_with_key_and_value(
+    config: dict[str, object], key: str, problem: str
+) -> None:
+    line = refusal(**config)
+    assert line.startswith(f"metrics-proxy:{key}: {json.dumps(config[key])} ")
+    assert problem in line
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "key", "shown", "problem"),
+    [
+        ("grafana", {"contactPoint": "ops"}, "contactPoint", '"ops"', "is not supported yet"),
+        ("grafana", {"folder": "SBA"}, "folder", '"SBA"', "is no setting"),
+        ("grafana", {"runbookUrl": "wiki"}, "runbookUrl", '"wiki"', "an http(s) URL"),
+        ("grafana", {"dashboardUid": "a b"}, "dashboardUid", '"a b"', "a Grafana uid"),
+        ("workers", {"errorRate": 1.5}, "errorRate", "1.5", "less than or equal to 1"),
+        ("workers", {"errorRate": -0.1}, "errorRate", "-0.1", "greater than or equal to 0"),
+        ("workers", {"errorRates": 0.1}, "errorRates", "0.1", "is no setting"),
+        (
+            "workers",
+            {"queueDepth": {"warning": 5, "critical": 4}},
+            "queueDepth",
+            '{"warning": 5, "critical": 4}',
+            "warning 5 is above critical 4",
+        ),
+        (
+            "workers",
+            {"queueDepth": {"warning": -1}},
+            "queueDepth.warning",
+            "-1",
+            "greater than or equal to 0",
+        ),
+        (
+            "workers",
+            {"queueDepth": {"critical": 99}},
+            "queueDepth",
+            '{"critical": 99}',
+            "warning 100 is above critical 99",
+        ),
+        (
+            "workers",
+            {"queues": {"email": {"warning": 501}}},
+            "queues.email",
+            '{"warning": 501}',
+            "warning 501 is above critical 500",
+        ),
+    ],
+)
+def test_a_bad_nested_setting_is_refused_by_its_path(
+    section: str, value: object, key: str, shown: str, problem: str
+) -> None:
+    line = refusal(**{section: value})
+    assert line.startswith(f"metrics-proxy:{section}.{key}: {shown} ")
+    assert problem in line
+
+
+@pytest.mark.parametrize("key", ["subnetId", "prometheusCidrs"])
+def test_a_required_setting_is_asked_for(key: str) -> None:
+    assert refusal(**{key: UNSET}) == f"metrics-proxy:{key}: is required and missing"
+
+
+@pytest.mark.parametrize("key", ["prometheusCidrs", "apiCidrs"])
+@pytest.mark.parametrize(
+    ("cidr", "problem"),
+    [
+        ("office", "is not an IPv4 CIDR"),
+        ("10.20.0.0", "is not an IPv4 CIDR"),
+        ("10.20.0.0/33", "is not an IPv4 CIDR"),
+        ("010.20.0.0/16", "is not an IPv4 CIDR"),
+        ("10.20.0.0/255.255.0.0", "is not an IPv4 CIDR"),
+        ("10.20.0.1/16", "has host bits set; the network is 10.20.0.0/16"),
+        ("10.0.0.0/7", "is too wide"),
+        ("11.0.0.0/8", "is too wide"),
+        ("0.0.0.0/0", "is too wide"),
+        ("172.0.0.0/8", "is too wide"),
+        ("fd00::/64", "is IPv6"),
+        ("::ffff:10.0.0.0/112", "is IPv6"),
+    ],
+)
+def test_a_network_that_is_none_or_too_wide_is_refused(key: str, cidr: str, problem: str) -> None:
+    line = refusal(**{key: ["10.1.0.0/16", cidr]})
+    assert line.startswith(f'metrics-proxy:{key}[1]: "{cidr}" {problem}')
+
+
+@pytest.mark.parametrize(
+    "cidr", ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "8.8.0.0/16", "192.0.2.7/32"]
+)
+def test_a_network_is_accepted_up_to_a_16_or_a_private_8(cidr: str) -> None:
+    assert parse(prometheusCidrs=[cidr]).prometheus_cidrs == (cidr,)
+
+
+@pytest.mark.parametrize(
+    ("config", "has_token", "line"),
+    [
+        (
+            {},
+            False,
+            "adminToken and adminTokenSecretArn: neither is set; one is required",
+        ),
+        (
+            {"adminTokenSecretArn": SECRET},
+            True,
+            "adminToken and adminTokenSecretArn: both are set; keep one",
+        ),
+        (
+            {"apiCidrs": UNSET},
+            True,
+            "apiCidrs and apiSecurityGroupId: neither is set; one is required",
+        ),
+        (
+            {"apiSecurityGroupId": GROUP},
+            True,
+            "apiCidrs and apiSecurityGroupId: both are set; keep one",
+        ),
+    ],
+)
+def test_of_two_settings_that_exclude_each_other_one_is_required(
+    config: dict[str, object], has_token: bool, line: str
+) -> None:
+    assert refusal(has_token=has_token, **config) == f"metrics-proxy:{line}"
+
+
+@pytest.mark.parametrize(
+    "arn",
+    [
+        "arn:aws:ssm:eu-central-1:123456789012:parameter/sba/token",
+        "arn:aws:kms:eu-central-1:123456789012:key/0000",
+        "arn:aws:secretsmanager:eu-central-1:123456789012:secret:*",
+        "sba/token",
+    ],
+)
+def test_a_token_arn_of_another_service_is_refused(arn: str) -> None:
+    line = refusal(has_token=False, adminTokenSecretArn=arn)
+    assert line == (
+        f'metrics-proxy:adminTokenSecretArn: "{arn}" is not the ARN of a Secrets Manager secret'
+    )
+
+
+@pytest.mark.parametrize(
+    ("second", "problem"),
+    [
+        ({"name": "api"}, "the name 'api' is used twice"),
+        ({"path": "/metrics"}, "the path '/metrics' is used twice"),
+    ],
+)
+def test_an_endpoint_that_repeats_another_is_refused(
+    second: dict[str, object], problem: str
+) -> None:
+    assert refusal(endpoints=[API, {**JOBS, **second}]) == f"metrics-proxy:endpoints: {problem}"
+
+
+def test_no_endpoints_at_all_are_refused() -> None:
+    assert refusal(endpoints=[]).startswith("metrics-proxy:endpoints: [] is empty")
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [
+        ("metrics", "does not start with a slash"),
+        ("", "does not start with a slash"),
+        ("/", "has an empty segment"),
+        ("/metrics/", "has an empty segment"),
+        ("/a//b", "has an empty segment"),
+        ("/a/../b", "has an empty segment, '.' or '..'"),
+        ("/a/./b", "has an empty segment, '.' or '..'"),
+        ("/metrics/proxy", "is the proxy's own document"),
+        *((f"/a{c}b", "carries a character") for c in "?#% \"';{$\\\n"),
+    ],
+)
+def test_an_endpoint_path_that_a_server_could_read_in_two_ways_is_refused(
+    path: str, problem: str
+) -> None:
+    line = refusal(**endpoint(path=path))
+    assert line.startswith(f"metrics-proxy:endpoints[0].path: {json.dumps(path)} {problem}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "problem"),
+    [
+        ({"name": "A b"}, "name", "is not a name"),
+        ({"ca": "internal.pem"}, "ca", "is not supported yet"),
+        ({"header": "x"}, "header", "is no setting"),
+    ],
+)
+def test_the_rest_of_an_endpoint_is_checked(
+    changes: dict[str, object], key: str, problem: str
+) -> None:
+    line = refusal(**endpoint(**changes))
+    assert line.startswith(f'metrics-proxy:endpoints[0].{key}: "{changes[key]}" {problem}')
+
+
+@pytest.mark.parametrize(
+    ("upstream", "problem"),
+    [
+        ("ftp://api/metrics", "is not an http:// or https:// URL"),
+        ("api/metrics", "is not an http:// or https:// URL"),
+        ("http://api/metrics?all=1", "carries a query or a fragment"),
+        ("http://api/metrics?", "carries a query or a fragment"),
+        ("http://api/metrics#top", "carries a query or a fragment"),
+        ("http:///metrics", "names no host"),
+        ("http://", "names no host"),
+        ("http://api:0/metrics", "names no usable port"),
+        ("http://api:/metrics", "names no usable port"),
+        ("http://api:65536/metrics", "is not a URL"),
+        ("http://api", "has a path that does not start with a slash"),
+        ("http://api/a b", "has a path that carries a character"),
+        ("http://api/$a", "has a path that carries a character"),
+        ("http://a;b/metrics", "has no usable host"),
+        ("HTTP://api/metrics", "is spelt in an unusual way; write http://api/metrics"),
+        ("https://api/metrics", "is https, which is not supported yet"),
+        ("http://127.1/metrics", "spells an address in an unusual way; write 127.0.0.1"),
+        *(
+            (f"http://{host}/metrics", "names 169.254.169.254, which is no host's (link-local)")
+            for host in (
+                "169.254.169.254",
+                "169.254.169.254:80",
+                "2852039166",
+                "0xa9fea9fe",
+                "0251.0376.0251.0376",
+                "169.254.43518",
+                "169.254.169.254.",
+            )
+        ),
+        ("http://0/metrics", "names 0.0.0.0, which is no host's (unspecified)"),
+        ("http://224.0.0.1/metrics", "names 224.0.0.1, which is no host's (multicast)"),
+        ("http://255.255.255.255/metrics", "names 255.255.255.255, which is no host's"),
+        ("http://[::ffff:169.254.169.254]/metrics", "names an IPv6 address"),
+        ("http://[fe80::1]/metrics", "names an IPv6 address"),
+        ("http://[fe80::1/metrics", "is not a URL"),
+    ],
+)
+def test_an_upstream_that_no_api_can_have_is_refused(upstream: str, problem: str) -> None:
+    line = refusal(**endpoint(upstream=upstream))
+    assert line.startswith(f"metrics-proxy:endpoints[0].upstream: {json.dumps(upstream)} {problem}")
+
+
+@pytest.mark.parametrize("user", ["me:hush", "hush", "hush:", ":hush"])
+@pytest.mark.parametrize("path", ["metrics", "m" * 100, "metrics?all=1"])
+def test_credentials_in_an_upstream_are_refused_and_not_shown(user: str, path: str) -> None:
+    line = refusal(**endpoint(upstream=f"http://{user}@api/{path}"))
+    assert line.startswith('metrics-proxy:endpoints[0].upstream: "http://***@api/m')
+    assert "carries credentials" in line
+    assert "hush" not in line
+
+
+def test_a_long_value_is_cut_short() -> None:
+    line = refusal(**endpoint(name="n" * 500))
+    assert len(line) < 200
+
+
+def test_every_problem_has_a_line_of_its_own() -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse(has_token=False, prot=1, port=1, subnetId=UNSET, **endpoint(path="x"))
+    keys = [line.split(" ")[0] for line in str(caught.value).splitlines()]
+    assert sorted(keys) == [
+        "metrics-proxy:adminToken",
+        "metrics-proxy:endpoints[0].path:",
+        "metrics-proxy:port:",
+        "metrics-proxy:prot:",
+        "metrics-proxy:subnetId:",
+    ]
+
+
+def test_an_optional_text_inside_a_section_may_be_null() -> None:
+    empty = parse(
+        grafana={"contactPoint": None, "runbookUrl": None, "dashboardUid": None},
+        **endpoint(ca=None),
+    )
+    assert empty == parse(**endpoint())
+
+
+def test_what_a_stack_file_leaves_out_has_the_documented_default() -> None:
+    settings = parse()
+    assert [(e.name, e.path, e.upstream) for e in settings.endpoints] == [
+        ("api", "/metrics", "http://api-internal:9464/metrics"),
+        ("workers", "/metrics/workers", "http://api-internal:3002/metrics/workers"),
+    ]
+    assert settings.server == "nginx"
+    assert settings.server_name == "prometheus-api.local"
+    assert settings.port == 9446
+    assert settings.instance_type == "t4g.micro"
+    assert settings.sync_interval == 60
+    assert settings.job == "sba-api"
+    assert settings.protect is False
+    assert settings.grafana.enabled is True
+    assert settings.grafana.folder_title == "SBA"
+    assert settings.grafana.datasource_uid == "prometheus"
+    assert settings.grafana.dashboard == "ops/grafana/dashboard-sba.json"
+    assert settings.workers.error_rate == 0.01
+    assert settings.workers.queue_depth == Limits(warning=100, critical=500)
+    assert settings.workers.queues == {}
+    optional = ["ami_id", "private_ip", "kms_key_arn", "search_domain", "admin_token_secret_arn"]
+    assert [getattr(settings, name) for name in optional] == [None] * len(optional)
+
+
+@pytest.mark.parametrize(
+    ("upstream", "host", "port"),
+    [
+        ("http://api/metrics", "api", 80),
+        ("http://api.internal:9464/metrics", "api.internal", 9464),
+        ("http://10.0.0.7:3002/metrics", "10.0.0.7", 3002),
+    ],
+)
+def test_an_endpoint_knows_its_upstreams_host_and_port(upstream: str, host: str, port: int) -> None:
+    [found] = parse(**endpoint(upstream=upstream)).endpoints
+    assert (found.host, found.port) == (host, port)
+
+
+def test_a_stack_name_that_no_secret_can_carry_is_refused() -> None:
+    with pytest.raises(SettingsError, match='^metrics-proxy:stack: "a b" is not a stack name'):
+        Settings.parse("a b", texts(), has_token=True)
+
+
+PROJECT: dict[str, Any] = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())
+
+
+def test_the_stack_files_are_in_the_config_folder() -> None:
+    assert PROJECT["stackConfigDir"] == "config"
+    assert {p.name for p in (ROOT / "config").glob("Pulumi.*.yaml")} == {
+        "Pulumi.dev.yaml",
+        "Pulumi.staging.yaml",
+        "Pulumi.prod.yaml",
+    }
+
+
+def test_every_key_that_the_project_declares_is_a_setting_with_the_same_default() -> None:
+    fields = {field.alias: field for field in Settings.model_fields.values()}
+    assert set(PROJECT["config"]) <= set(fields) - {"stack"}
+    declared = {
+        key: entry["default"] for key, entry in PROJECT["config"].items() if "default" in entry
+    }
+    assert declared == {key: fields[key].default for key in declared}
+
+
+def test_the_project_asks_for_exactly_the_required_settings() -> None:
+    asked = {key for key, entry in PROJECT["config"].items() if "default" not in entry}
+    required = {f.alias for f in Settings.model_fields.values() if f.is_required()}
+    assert asked == required - {"stack"}
+
+
+BAD_TOKENS = {
+    "quotes": 'hush"hush',
+    "a line end": "hush\r\nX-Injected: yes",
+    "a last line end": "hush\n",
+    "a space": "hush hush",
+    "a dollar": "hush$host",
+    "nothing": "",
+    "too many characters": "h" * (TOKEN_MAX + 1),
+}
+
+
+@pytest.mark.parametrize("token", BAD_TOKENS.values(), ids=BAD_TOKENS)
+def test_a_malformed_token_is_refused_without_showing_it(token: str) -> None:
+    with pytest.raises(ValueError, match=r"is no bearer token|has 3,901 characters") as caught:
+        check_token(token)
+    assert "hush" not in str(caught.value)
+    assert "hhh" not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["t", "a-B.9_~+/==", "h" * TOKEN_MAX])
+def test_a_bearer_token_is_accepted(token: str) -> None:
+    assert check_token(token) == token
+
+
+class NoCloud(Mocks):
+    def new_resource(self, args: MockResourceArgs) -> tuple[str, dict[str, Any]]:
+        raise AssertionError(f"unexpected resource {args.typ}")
+
+    def call(self, args: MockCallArgs) -> tuple[dict[str, Any], None]:
+        raise AssertionError(f"unexpected call {args.token}")
+
+
+@pytest.fixture
+def engine() -> Iterator[None]:
+    """A private event loop and a blank Pulumi runtime."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    pulumi.runtime.reset_options()
+    pulumi.runtime.set_mocks(NoCloud(), project="metrics-proxy", stack="dev")
+    yield
+    pulumi.runtime.set_all_config({})
+    pulumi.runtime.reset_options()
+    asyncio.set_event_loop(None)
+    loop.close()
+
+
+def configure(*, secret: bool = True, **config: object) -> None:
+    pulumi.runtime.set_all_config(
+        {
+            "aws:region": "eu-central-1",
+            **{f"metrics-proxy:{key}": value for key, value in texts(**config).items()},
+        },
+        secret_keys=["metrics-proxy:adminToken"] if secret else [],
+    )
+
+
+def load_refusal() -> str:
+    with pytest.raises(pulumi.RunError) as caught, stack.refusals():
+        stack.load()
+    [line] = str(caught.value).split("\n")
+    return line
+
+
+@pytest.mark.usefixtures("engine")
+def test_a_stack_is_loaded_with_its_token_kept_secret() -> None:
+    configure(adminToken="hush")
+    seen: list[object] = []
+
+    @pulumi.runtime.test
+    def load() -> pulumi.Output[None]:
+        settings, token = stack.load()
+        assert token is not None
+
+        async def look() -> None:
+            seen.extend([settings, await token.is_secret(), await token.future()])
+
+        return pulumi.Output.from_input(look())
+
+    load()
+    assert seen == [parse(), True, "hush"]
+
+
+@pytest.mark.usefixtures("engine")
+def test_a_stack_with_somebody_elses_token_has_none_of_its_own() -> None:
+    configure(adminTokenSecretArn=SECRET)
+    settings, token = stack.load()
+    assert (settings.own_token, token) == (False, None)
+
+
+@pytest.mark.usefixtures("engine")
+def test_a_token_in_plain_text_is_refused_without_showing_it() -> None:
+    configure(secret=False, adminToken="hush")
+    line = load_refusal()
+    assert line.startswith("metrics-proxy:adminToken: the value (hidden) is stored in plain text")
+    assert line.endswith("pulumi config set --secret adminToken")
+    assert "hush" not in line
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("token", BAD_TOKENS.values(), ids=BAD_TOKENS)
+def test_a_stack_with_a_malformed_token_is_refused_without_showing_it(token: str) -> None:
+    configure(adminToken=token)
+    line = load_refusal()
+    assert line.startswith("metrics-proxy:adminToken: the value (hidden) ")
+    assert "hush" not in line
+    assert "hhh" not in line
+
+
+@pytest.mark.usefixtures("engine")
+def test_problems_of_token_and_settings_are_told_together() -> None:
+    configure(secret=False, adminToken="hush hush", port=1)
+    with pytest.raises(SettingsError) as caught:
+        stack.load()
+    lines = str(caught.value).splitlines()
+    assert [line.split(" ")[0] for line in lines] == [
+        "metrics-proxy:port:",
+        "metrics-proxy:adminToken:",
+        "metrics-proxy:adminToken:",
+    ]
