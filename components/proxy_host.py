@@ -121,12 +121,13 @@ def _debian(instance_type: str, parent: pulumi.Resource) -> pulumi.Output[str]:
     return aws.ec2.get_ami_output(
         owners=[DEBIAN],
         most_recent=True,
-        filters=[
-            aws.ec2.GetAmiFilterArgs(
-                name="name",
-                values=[architecture.apply(lambda a: f"debian-13-{_ARCHITECTURES[a]}-*")],
-            ),
-            aws.ec2.GetAmiFilterArgs(name="architecture", values=[architecture]),
-        ],
+        filters=architecture.apply(
+            lambda name: [
+                aws.ec2.GetAmiFilterArgs(
+                    name="name", values=[f"debian-13-{_ARCHITECTURES[name]}-*"]
+                ),
+                aws.ec2.GetAmiFilterArgs(name="architecture", values=[name]),
+            ]
+        ),
         opts=opts,
     ).id

@@ -49,7 +49,7 @@ class ProxyNetwork(pulumi.ComponentResource):
                 opts=child,
             )
 
-        def egress(role: str, description: str, port: int, **peer: str | None) -> None:
+        def egress(role: str, description: str, port: int, cidr: str | None = None) -> None:
             aws.vpc.SecurityGroupEgressRule(
                 f"{name}-to-{role}",
                 security_group_id=group.id,
@@ -58,21 +58,17 @@ class ProxyNetwork(pulumi.ComponentResource):
                 from_port=port,
                 to_port=port,
                 opts=child,
-                **peer,
+                cidr_ipv4=cidr,
+                referenced_security_group_id=None if cidr else settings.api_security_group_id,
             )
 
         # VPC DNS, IMDS and the time service are not subject to security groups.
-        egress("https", "AWS APIs and Debian packages", 443, cidr_ipv4="0.0.0.0/0")
+        egress("https", "AWS APIs and Debian packages", 443, "0.0.0.0/0")
         for port in sorted({endpoint.port for endpoint in settings.endpoints}):
             for cidr in settings.api_cidrs or ():
-                egress(f"{cidr}-{port}", "The API", port, cidr_ipv4=cidr)
+                egress(f"{cidr}-{port}", "The API", port, cidr)
             if settings.api_security_group_id is not None:
-                egress(
-                    f"api-{port}",
-                    "The API",
-                    port,
-                    referenced_security_group_id=settings.api_security_group_id,
-                )
+                egress(f"api-{port}", "The API", port)
         interface = aws.ec2.NetworkInterface(
             f"{name}-interface",
             subnet_id=settings.subnet_id,

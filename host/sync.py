@@ -17,112 +17,123 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, check_output, run
+from subprocess import DEVNULL, run
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import boto3
 from botocore.config import Config
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-PARTS = {"token": "token", "certificate": "bundle", "configuration": "bundle"}  # of secrets
-REASONS = """fetch_token fetch_bundle token_invalid token_refused certificate_invalid
-    configuration_invalid test reload write internal""".split()
-SECONDS = 5  # for a probe
+SECRETS = {"token": ["token"], "bundle": ["certificate", "configuration"]}  # and their parts
+REASONS = [
+    *("fetch_token", "fetch_bundle", "token_invalid", "token_refused", "certificate_invalid"),
+    *("configuration_invalid", "test", "reload", "write", "internal"),
+]
+PROBE_SECONDS = 5
 Files = dict[str, bytes]
 
 settings: dict[str, Any] = {}
-state: dict[str, Any] = {"folder": "none", "loaded": False, "versions": {}, "success": {}}
-live: Files = {}  # what is in use, in the state's folder
-answers: dict[tuple[str, bytes], tuple[int, float]] = {}  # to endpoint and token
-failed: set[str] = set()
+state: dict[str, Any] = {"generation": "", "loaded": False, "versions": {}, "success": {}}
+live: Files = {}  # what the generation in use holds
+answers: dict[tuple[str, str], tuple[int, float]] = {}  # endpoint, token: status, seconds
+failed: set[str] = set()  # of REASONS
 
 
-class Refusal(Exception):
+class RefusedError(Exception):
     """One of REASONS, and words without a secret."""
 
 
 @contextmanager
 def problem(what: str, reason: str) -> Iterator[None]:
-    """Log what fails, without the text of foreign exceptions: it may hold a secret."""
+    """Log what fails, without the text of a foreign exception: it may hold a secret."""
     try:
         yield
     except Exception as error:
         said = getattr(error, "response", {}).get("Error", {}).get("Code") or type(error).__name__
         if isinstance(error, OSError):
             reason, said = "write", error.strerror
-        if isinstance(error, Refusal):
+        if isinstance(error, RefusedError):
             reason, said = error.args
         failed.add(reason)
         print(f"{what}: {said}", file=sys.stderr)
 
 
-def put(name: str, text: str) -> None:
+def put(name: str, text: bytes) -> None:
     """Replace a file by rename."""
-    Path("new").write_text(text)
-    os.replace("new", name)
+    Path("new").write_bytes(text)
+    Path("new").replace(name)
 
 
 def save(**changes: Any) -> None:
     """Record what is in use."""
-    put("state.json", json.dumps(state | changes))
+    put("state.json", json.dumps(state | changes).encode())
     state.update(changes)
 
 
-def upstreams(files: Files) -> dict[str, tuple[str, str | None]]:
-    """URL and CA of each endpoint."""
-    listed = json.loads(files.get("endpoints.json", "[]"))
-    return {e["name"]: (e["upstream"], e.get("ca")) for e in listed}
+def endpoints(files: Files) -> dict[str, tuple[str, str | None]]:
+    """Upstream and CA by name."""
+    items = json.loads(files.get("endpoints.json", "[]"))
+    return {item["name"]: (item["upstream"], item.get("ca")) for item in items}
+
+
+def token(files: Files) -> str:
+    """The token in the include, or nothing."""
+    before, _, after = settings["token_line"].partition("{token}")
+    line = files.get("token.conf", b"").decode()
+    return line[len(before) : -len(after)] if line.startswith(before) else ""
 
 
 def validate(part: str, text: str) -> Files:
     """The files of a part; raises anything if it is malformed."""
     if part == "token":
-        token = json.loads(text)["token"] if text.startswith("{") else text
+        value = json.loads(text)["token"] if text.startswith("{") else text
         # RFC 6750; nginx holds 4,096 bytes
-        if len(token) > 3900 or not re.fullmatch("[A-Za-z0-9._~+/-]+=*", token):
-            raise ValueError
-        line = settings["token_line"].replace("{token}", token)
-        return {"token": token.encode(), "token.conf": line.encode()}
+        if len(value) > 3900 or not re.fullmatch("[A-Za-z0-9._~+/-]+=*", value):
+            raise RefusedError("token_invalid", "no b64token (RFC 6750) of up to 3,900 characters")
+        line = settings["token_line"].replace("{token}", value)
+        return {"token.conf": line.encode()}
     bundle = json.loads(text)
     if part == "certificate":
         return {f"{name}.pem": bundle[name].encode() for name in ("certificate", "key")}
     conf, listed = bundle["configuration"].encode(), bundle["endpoints"]
     files = {"proxy.conf": conf, "endpoints.json": json.dumps(listed).encode()}
-    if not conf.strip() or not 0 < len(upstreams(files)) == len(listed):
+    if not conf.strip() or not 0 < len(endpoints(files)) == len(listed):
         raise ValueError
     return files
 
 
-def ask(url: str, ca: str | None, token: bytes) -> tuple[int, float]:
-    """Status (or 0) and seconds of a GET, without redirects and proxy variables."""
-    start, status = time.monotonic(), 0
-    with suppress(Exception):
-        scheme, _, host, *path = url.split("/", 3)
-        connection = HTTPConnection(host, timeout=SECONDS)
-        if scheme == "https:":
-            tls = ssl.create_default_context(cadata=ca)
-            tls.verify_flags &= ~ssl.VERIFY_X509_STRICT  # like the proxy
-            connection = HTTPSConnection(host, timeout=SECONDS, context=tls)
-        bearer = {"Authorization": b"Bearer " + token}
-        connection.request("GET", "/" + "".join(path), headers=bearer)
-        status = connection.getresponse().status
-    return status, time.monotonic() - start
+def ask(upstream: str, ca: str | None, bearer: str) -> tuple[int, float]:
+    """Status and seconds of a GET, without redirects and proxy variables."""
+    start = time.monotonic()
+    scheme, _, host, *path = upstream.split("/", 3)
+    connection = HTTPConnection(host, timeout=PROBE_SECONDS)
+    if scheme == "https:":
+        context = ssl.create_default_context(cadata=ca)
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # like the proxy
+        connection = HTTPSConnection(host, timeout=PROBE_SECONDS, context=context)
+    connection.request("GET", "/" + "".join(path), headers={"Authorization": f"Bearer {bearer}"})
+    return connection.getresponse().status, time.monotonic() - start
 
 
 def probe(offers: dict[str, Files]) -> None:
-    """Ask the API; drop a token that it refuses where it takes the one in use."""
-    old, new = (files.get("token", b"") for files in (live, offers.get("token", live)))
-    asked = upstreams(offers.get("configuration", {})) | upstreams(live)
+    """Ask the API; drop a token that it refuses where it takes the live one."""
+    old, new = token(live), token(offers.get("token", live))
+    asked = endpoints(offers.get("configuration", {})) | endpoints(live)
     pool = ThreadPoolExecutor(2 * len(asked) + 1)
-    asks = {(e, token): pool.submit(ask, *asked[e], token) for e in asked for token in (old, new)}
-    wait(asks.values(), SECONDS)
-    answers.update({key: a.result() if a.done() else (0, SECONDS) for key, a in asks.items()})
-    status = {key: answer[0] for key, answer in answers.items()}
-    refused = [e for e in asked if status[e, new] in (401, 403) and status[e, old] // 100 == 2]
-    if old and refused:
+    asks = {
+        (n, t): pool.submit(ask, *asked[n], t) for n in asked for t in {old, new} - {""} or {""}
+    }
+    done = wait(asks.values(), PROBE_SECONDS).done
+    for pair, answer in asks.items():
+        lost = answer not in done or answer.exception()
+        answers[pair] = (0, PROBE_SECONDS) if lost else answer.result()
+    status = {pair: answer[0] for pair, answer in answers.items()}
+    refused = [n for n in asked if status[n, new] in (401, 403) and old] if old else []
+    refused = [n for n in refused if status[n, old] // 100 == 2]
+    if refused:
         del offers["token"]
-        said = ", ".join(f"{status[e, new]} on {e}" for e in refused)
-        raise Refusal("token_refused", f"the API answers it {said}")
+        raise RefusedError("token_refused", f"the API refuses it on {', '.join(refused)}")
 
 
 def certificate_end(folder: str) -> int:
@@ -130,83 +141,88 @@ def certificate_end(folder: str) -> int:
     pem = f"{folder}/certificate.pem"
     with suppress(ssl.SSLError, ValueError):
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(pem, f"{folder}/key.pem", "")
-        dates = check_output(["openssl", "x509", "-noout", "-dates", "-in", pem], text=True)
-        begin, end = map(ssl.cert_time_to_seconds, re.findall("=(.+)", dates))
+        dates = ["openssl", "x509", "-noout", "-dates", "-in", pem]
+        text = run(dates, capture_output=True, text=True).stdout
+        begin, end = map(ssl.cert_time_to_seconds, re.findall("=(.+)", text))
         if begin <= time.time() < end:
             return end
-    raise Refusal("certificate_invalid", "no PEM certificate in date with its key")
+    raise RefusedError("certificate_invalid", "no PEM certificate in date with its key")
 
 
-def command(name: str, seconds: int, folder: str, files: Files) -> None:
+def command(name: str, seconds: int, generation: str, files: Files) -> None:
     """Run a command; refuse with the first line it says, without secrets."""
-    with TemporaryDirectory() as scratch:
-        places = {"scratch": scratch, "generation": Path(folder).absolute()}
-        argv = ["timeout", str(seconds), *(word.format(**places) for word in settings[name])]
-        done = run(argv, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE)
+    with TemporaryDirectory() as scratch, Path(scratch, "said").open("w+") as said:
+        places = {"scratch": scratch, "generation": Path(generation).absolute()}
+        argv = [word.format(**places) for word in settings[name]]
+        done = run(["timeout", f"{seconds}", *argv], stdin=DEVNULL, stdout=said, stderr=said)
+        said.seek(0)
+        line = said.readline().strip()
     if done.returncode:
-        said = done.stderr.split(b"\n")[0]
-        for secret in [files.get("token"), *files["key.pem"].split()]:
-            said = said.replace(secret or b"\n", b"***")
-        raise Refusal(name, f"{name} ends with {done.returncode}: {said.decode()}")
+        for secret in [token(files), *files["key.pem"].decode().split()]:
+            line = line.replace(secret or "\n", "***")
+        raise RefusedError(name, f"{name} ends with {done.returncode}: {line}")
 
 
-def load(folder: str, files: Files, **facts: Any) -> None:
+def load(generation: str, files: Files, **facts: Any) -> None:
     """Switch, reload, record. Killed in here, the next run finds `loaded` false."""
     save(loaded=False)
-    Path("next").unlink(missing_ok=True)
-    os.symlink(folder, "next")
-    os.replace("next", "current")
-    command("reload", 60, folder, files)
-    save(folder=folder, loaded=True, **facts)
+    Path("new").unlink(missing_ok=True)
+    Path("new").symlink_to(generation)
+    Path("new").replace("current")
+    command("reload", 60, generation, files)
+    save(generation=generation, loaded=True, **facts)
 
 
 def restore() -> None:
     """Load what is in use again, unless the proxy is known to have it."""
-    if live and not state["loaded"]:
+    if not live:
+        Path("current").unlink(missing_ok=True)
+    elif not state["loaded"]:
         with problem("last good state: not loaded", "reload"):
-            load(state["folder"], live)
+            load(state["generation"], live)
 
 
 def adopt(news: dict[str, Files]) -> None:
     """Adopt all at once, else one by one: a bad part must not hold back a good one."""
-    old, folder = state["folder"], f"gen-{time.time_ns()}"
+    old, generation = state["generation"], f"gen-{time.time_ns()}"
     files = {"token.conf": settings["no_token_line"].encode()} | live
     for part in news.values():
         files |= part
     try:
-        Path(folder).mkdir()
+        Path(generation).mkdir()
         for name, text in files.items():
-            Path(folder, name).write_bytes(text)
-        facts = {"not_after": certificate_end(folder)} if "certificate" in news else {}
-        command("test", 20, folder, files)
-        load(folder, files, **facts)
+            Path(generation, name).write_bytes(text)
+        facts = {"not_after": certificate_end(generation)} if "certificate" in news else {}
+        command("test", 20, generation, files)
+        load(generation, files, **facts)
+    except (OSError, RefusedError):
+        restore()
+        shutil.rmtree(generation, ignore_errors=True)
+        if live and len(news) > 1:
+            for name, part in news.items():
+                adopt({name: part})
+            return
+        with problem(f"{', '.join(news)}: not adopted", "write"):
+            raise
+    else:
         live.update(files)
         for path in Path().glob("gen-*"):
-            if path.name not in (old, folder):
+            if path.name not in (old, generation):
                 shutil.rmtree(path, ignore_errors=True)
-    except (OSError, Refusal):
-        shutil.rmtree(folder, ignore_errors=True)
-        restore()
-        if live and len(news) > 1:
-            for name in news:
-                adopt({name: news[name]})
-        else:
-            with problem(f"{', '.join(news)}: not adopted", "write"):
-                raise
 
 
 def sync() -> None:
     """Everything but the metrics."""
     config = Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 2})
     client = boto3.client("secretsmanager", settings["region"], config=config)
-    secrets, offers = {}, {}
-    for secret in ("token", "bundle"):
+    offers, versions = {}, {}
+    for secret, parts in SECRETS.items():
         with problem(f"{secret}: not fetched", f"fetch_{secret}"):
-            secrets[secret] = client.get_secret_value(SecretId=settings[f"{secret}_secret"])
-    for part, secret in PARTS.items():
-        if secret in secrets:
-            with problem(f"{part}: not adopted: malformed", f"{part}_invalid"):
-                offers[part] = validate(part, secrets[secret]["SecretString"])
+            answer = client.get_secret_value(SecretId=settings[f"{secret}_secret"])
+            for part in parts:
+                with problem(f"{part}: not adopted, malformed", f"{part}_invalid"):
+                    offers[part] = validate(part, answer["SecretString"])
+                    versions[part] = answer["VersionId"]
     with problem("token: not adopted", "internal"):
         probe(offers)
     news = {part: files for part, files in offers.items() if not files.items() <= live.items()}
@@ -214,39 +230,48 @@ def sync() -> None:
         adopt(news)
     restore()
     used = {part for part, files in offers.items() if files.items() <= live.items()}
-    state["versions"] |= {part: secrets[PARTS[part]]["VersionId"] for part in used}
-    stale = {secret for part, secret in PARTS.items() if part not in used}
-    state["success"] |= dict.fromkeys(secrets.keys() - stale, time.time())
+    state["versions"] |= {part: versions[part] for part in used}
+    state["success"] |= {s: time.time() for s, parts in SECRETS.items() if used.issuperset(parts)}
     save()
 
 
-def metrics() -> str:
-    """What this run found, in Prometheus' text format."""
-    text = ""
+def metrics() -> bytes:
+    """What this run found."""
+    registry = CollectorRegistry()
 
-    def show(name: str, meaning: str, samples: dict[str, Any]) -> None:
-        nonlocal text
-        text += f"# HELP metrics_proxy_{name} {meaning}\n# TYPE metrics_proxy_{name} gauge\n"
-        for labels, value in samples.items():
-            text += f"metrics_proxy_{name}{{{labels}}} {float(value)}\n"
+    def show(name: str, text: str, samples: dict[Any, float], *labels: str) -> None:
+        gauge = Gauge(f"metrics_proxy_{name}", text, labels, registry=registry)
+        for values, value in samples.items():
+            (gauge.labels(*values) if labels else gauge).set(value)
 
-    show("secret_sync_ok", "1 if every secret is in use", {"": not failed})
-    why = {f'reason="{reason}"': reason in failed for reason in REASONS}
-    show("sync_failed", "1 if the last sync failed so", why)
-    success = {f'secret="{secret}"': when for secret, when in state["success"].items()}
-    show("secret_last_success_timestamp_seconds", "Last sync with it in use", success)
-    used = {f'secret="{PARTS[p]}",version="{v}"': 1 for p, v in state["versions"].items()}
-    show("secret_info", "Versions in use", used)
+    none = (0, PROBE_SECONDS)
+    up = {(n,): answers.get((n, token(live)), none) for n in endpoints(live)}
+    versions = {
+        (secret, state["versions"][part]): 1.0
+        for secret, parts in SECRETS.items()
+        for part in parts
+        if part in state["versions"]
+    }
+    success = {(secret,): when for secret, when in state["success"].items()}
+    show("secret_sync_ok", "1 if every secret is in use", {(): not failed})
+    last = "Last sync with the secret in use"
+    show("secret_last_success_timestamp_seconds", last, success, "secret")
+    show("secret_info", "Versions in use", versions, "secret", "version")
     if live:
         sha256 = hashlib.sha256(live["proxy.conf"]).hexdigest()
-        show("configuration_info", "Configuration in use", {f'sha256="{sha256}"': 1})
-        show("certificate_not_after_timestamp_seconds", "Its end", {"": state["not_after"]})
-    asked = [(e, answers.get((e, live.get("token", b"")), (0, 0))) for e in upstreams(live)]
-    found = {f'endpoint="{e}"': answer for e, answer in asked}
-    show("upstream_up", "1 if it answers 2xx", {e: a[0] // 100 == 2 for e, a in found.items()})
-    show("upstream_http_status", "Its answer, or 0", {e: a[0] for e, a in found.items()})
-    show("upstream_duration_seconds", "Until its headers", {e: a[1] for e, a in found.items()})
-    return text
+        show("configuration_info", "The configuration in use", {(sha256,): 1}, "sha256")
+        end = {(): state["not_after"]}
+        show("certificate_not_after_timestamp_seconds", "End of the certificate", end)
+    two = {n: float(a[0] // 100 == 2) for n, a in up.items()}
+    show("upstream_up", "1 if it answers 2xx with the token in use", two, "endpoint")
+    status = {n: float(a[0]) for n, a in up.items()}
+    show("upstream_http_status", "What it answers, 0 for nothing", status, "endpoint")
+    show(
+        "upstream_duration_seconds", "To its headers", {n: a[1] for n, a in up.items()}, "endpoint"
+    )
+    reasons = {(reason,): float(reason in failed) for reason in REASONS}
+    show("sync_failed", "1 if the last sync failed for this reason", reasons, "reason")
+    return generate_latest(registry)
 
 
 def main() -> None:
@@ -254,14 +279,15 @@ def main() -> None:
     os.umask(0o027)
     settings.update(json.loads(Path(sys.argv[1]).read_bytes()))
     os.chdir(os.environ["RUNTIME_DIRECTORY"])
+    lock = os.open("lock", os.O_CREAT | os.O_RDWR)
     try:
-        fcntl.flock(os.open("lock", os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         print("another sync is at work", file=sys.stderr)
         return
     with suppress(OSError, ValueError):
         state.update(json.loads(Path("state.json").read_bytes()))
-    live.update({p.name: p.read_bytes() for p in Path().glob(f"{state['folder']}/*")})
+    live.update({p.name: p.read_bytes() for p in Path(state["generation"] or "gen").glob("*")})
     with problem("sync", "internal"):
         sync()
     put("proxy.prom", metrics())

@@ -19,7 +19,7 @@ from sandbox.aws import Account
 from sandbox.tools import ROOT, find, search_path
 
 STACK: Final = "local"
-PASSPHRASE: Final = "sandbox"  # noqa: S105
+PASSPHRASE: Final = "sandbox"
 """Of the state's encryption. No secret: every sandbox has its own state and demo tokens only."""
 
 
@@ -55,7 +55,7 @@ class Engine:
         self.stack = auto.create_or_select_stack(
             STACK,
             project_name=NAMESPACE,
-            program=lambda: runpy.run_path(str(ROOT / "__main__.py"), run_name="__main__") and None,
+            program=_program,
             opts=auto.LocalWorkspaceOptions(
                 work_dir=str(self.project),
                 env_vars=self.environment,
@@ -118,6 +118,10 @@ class Engine:
             return operation(on_output=collect, color="never", **options)
         except auto.CommandError as error:
             raise ProgramError(_diagnostics("\n".join(lines)) or str(error)) from None
+
+
+def _program() -> None:
+    runpy.run_path(str(ROOT / "__main__.py"), run_name="__main__")
 
 
 def _diagnostics(text: str) -> str:

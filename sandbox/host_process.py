@@ -42,6 +42,13 @@ def lay_out(user_data: str, root: Path) -> None:
         (root / folder).chmod(0o750)
 
 
+class Unit(configparser.ConfigParser):
+    """A unit file, as far as this stand-in reads it: of a repeated key it knows the last value."""
+
+    def optionxform(self, optionstr: str) -> str:
+        return optionstr
+
+
 class Host:
     """Runs one machine's units until it is told to stop."""
 
@@ -62,8 +69,7 @@ class Host:
         }
 
     def unit(self, name: str) -> configparser.ConfigParser:
-        parser = configparser.ConfigParser(strict=False, interpolation=None)
-        parser.optionxform = str  # type: ignore[method-assign, assignment]
+        parser = Unit(strict=False, interpolation=None)
         parser.read(self.root / UNITS / name)
         return parser
 

@@ -15,6 +15,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+_CHILDREN: list[subprocess.Popen[bytes]] = []
+"""Kept, because Python warns of a child that still runs when its object goes."""
+
 
 @dataclass(frozen=True)
 class Process:
@@ -25,8 +28,10 @@ class Process:
     """Field 22 of /proc/PID/stat: clock ticks since the machine booted."""
 
     @classmethod
-    def of(cls, pid: int) -> Process:
-        return cls(pid, _started(pid) or 0)
+    def adopt(cls, child: subprocess.Popen[bytes]) -> Process:
+        """A child that is meant to outlive this program."""
+        _CHILDREN.append(child)
+        return cls(child.pid, _started(child.pid) or 0)
 
     def alive(self) -> bool:
         return _started(self.pid) == self.started
@@ -68,7 +73,7 @@ def start(
             env=environment,
             start_new_session=True,
         )
-    return Process.of(child.pid)
+    return Process.adopt(child)
 
 
 def wait(condition: Callable[[], T], what: str, seconds: float = 60) -> T:

@@ -20,7 +20,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -147,7 +147,7 @@ class Sandbox:
             )
         with self._step("embedded AWS"):
             child, _ = aws.start(self.folder, region=REGION, vpc_cidr=VPC, subnet_cidr=SUBNET)
-            self._keep("aws", Process.of(child.pid))
+            self._keep("aws", Process.adopt(child))
 
     def _sample_api(self) -> None:
         if self.process("api"):
@@ -163,7 +163,7 @@ class Sandbox:
             command += ["--folder", str(self.api)]
             self._keep("api", self._start(command, "api"))
             for port in ports:
-                wait(lambda port=port: _listens(API_ADDRESS, port), "the sample API")
+                wait(partial(_listens, API_ADDRESS, port), "the sample API")
 
     def _configure(self, server: str, token: str | None) -> None:
         """The stack file of a new sandbox; an older one's is the user's, but for the server."""
@@ -171,7 +171,7 @@ class Sandbox:
         if "port" in self.state:
             engine.configure({"server": server})
             return
-        self.state["port"] = free_port("0.0.0.0", 9446)  # noqa: S104
+        self.state["port"] = free_port("0.0.0.0", 9446)
         ports = dict(zip(("api", "workers"), self.state["api"], strict=True))
         paths = {"api": "/metrics", "workers": "/metrics/workers"}
         engine.configure(
@@ -253,7 +253,7 @@ class Sandbox:
     def query(self, expression: str) -> list[dict[str, Any]]:
         """An instant query: a list of `{"metric": labels, "value": [time, text]}`."""
         url = f"{self.prometheus_url}/api/v1/query?" + urllib.parse.urlencode({"query": expression})
-        with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310
+        with urllib.request.urlopen(url, timeout=10) as answer:
             return list(json.load(answer)["data"]["result"])
 
     def scrapes(self) -> dict[str, bool]:
@@ -269,7 +269,7 @@ class Sandbox:
         """GET a path of the proxy as Prometheus does: with the CA, without a token."""
         outputs = self.engine.outputs()
         context = ssl.create_default_context(cadata=outputs["caCertificate"])
-        request = urllib.request.Request(outputs["proxyUrl"] + path, headers=headers or {})  # noqa: S310
+        request = urllib.request.Request(outputs["proxyUrl"] + path, headers=headers or {})
         opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
         )
@@ -342,7 +342,7 @@ class Sandbox:
         answer = self.account.client("secretsmanager").describe_secret(
             SecretId=self.engine.outputs()["tokenSecretArn"]
         )
-        return next(v for v, s in answer["VersionIdsToStages"].items() if "AWSCURRENT" in s)
+        return next(str(v) for v, s in answer["VersionIdsToStages"].items() if "AWSCURRENT" in s)
 
     def down(self) -> None:
         """End every process and remove the folder."""
