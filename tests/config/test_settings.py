@@ -57,7 +57,7 @@ def endpoint(**changes: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("config", "key", "problem"),
     [
-        ({"prot": 9446}, "prot", "is no setting; did you mean port?"),
+        ({"prot": "9446"}, "prot", "is no setting; did you mean port?"),
         ({"instanceTyp": "x"}, "instanceTyp", "is no setting; did you mean instanceType?"),
         ({"zzz": 1}, "zzz", "is no setting"),
         ({"stack": "dev"}, "stack", "is no setting"),
