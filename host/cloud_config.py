@@ -149,6 +149,7 @@ def compact(source: str) -> str:
         elif token.type == tokenize.STRING:
             inside.update(range(first, last))
             after = next(t.type for t in tokens[number + 2 :] if t.type not in skipped)
+            keep[first - 1 : last] = [True] * (last - first + 1)
             if fresh and token.string.startswith('"""') and after != tokenize.DEDENT:
                 keep[first - 1 : last] = [False] * (last - first + 1)
         if token.type not in skipped:

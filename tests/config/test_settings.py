@@ -59,7 +59,7 @@ def endpoint(**changes: object) -> dict[str, object]:
     [
         ({"prot": "9446"}, "prot", "is no setting; did you mean port?"),
         ({"instanceTyp": "x"}, "instanceTyp", "is no setting; did you mean instanceType?"),
-        ({"zzz": 1}, "zzz", "is no setting"),
+        ({"zzz": "1"}, "zzz", "is no setting"),
         ({"stack": "dev"}, "stack", "is no setting"),
         ({"instance_type": "t4g.micro"}, "instance_type", "is no setting"),
         ({"prometheusCidrs": []}, "prometheusCidrs", "is empty"),
@@ -392,7 +392,7 @@ def test_an_endpoint_knows_its_upstreams_host_and_port(upstream: str, host: str,
 
 
 def test_a_stack_name_that_no_secret_can_carry_is_refused() -> None:
-    with pytest.raises(SettingsError, match='^metrics-proxy:stack: "a b" is not a stack name'):
+    with pytest.raises(SettingsError, match=r'^metrics-proxy:stack: "a b" is not a stack name'):
         Settings.parse("a b", texts(), has_token=True)
 
 

@@ -547,6 +547,16 @@ def test_what_a_change_does(
     assert plugin.diff(kind, state, new, tuple({*new, *old, "tagsAll"})) == {}
 
 
+def test_the_provider_itself_marks_private_keys(plugin: Plugin) -> None:
+    """The SDK marks them too, which would hide a provider that does not."""
+    inputs, _ = plugin.check(KEY, {"algorithm": "ECDSA", "ecdsaCurve": "P256"})
+    for preview in (True, False):
+        request = rpc.CreateRequest(urn(KEY), wire_all(inputs), 0, preview)
+        properties = asyncio.run(plugin.provider.create(request)).properties
+        secret = {key for key, value in properties.items() if value.is_secret}
+        assert secret == {"privateKeyOpenssh", "privateKeyPem", "privateKeyPemPkcs8"}
+
+
 def test_real_certificates(plugin: Plugin) -> None:
     keys = [plugin.create(KEY, {"algorithm": "ECDSA", "ecdsaCurve": "P256"})[1] for _ in range(2)]
     ca_key, key = (one["privateKeyPem"] for one in keys)

@@ -1,0 +1,77 @@
+"""A strict recorder in place of the engine: an unknown type or a bad input fails the test."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pulumi.runtime import MockCallArgs, MockResourceArgs, Mocks
+from pulumi.runtime.rpc import is_rpc_secret, unwrap_rpc_secret
+
+from sandbox.providers import schema
+
+ADDRESS = "10.20.0.10"
+
+COMPUTED: dict[str, dict[str, Any]] = {
+    "aws:ec2/instance:Instance": {},
+    "aws:ec2/networkInterface:NetworkInterface": {"privateIp": ADDRESS},
+    "aws:ec2/securityGroup:SecurityGroup": {},
+    "aws:iam/instanceProfile:InstanceProfile": {"name": "the-profile"},
+    "aws:iam/role:Role": {"name": "the-role"},
+    "aws:iam/rolePolicy:RolePolicy": {},
+    "aws:secretsmanager/secret:Secret": {},
+    "aws:secretsmanager/secretVersion:SecretVersion": {},
+    "aws:vpc/securityGroupEgressRule:SecurityGroupEgressRule": {},
+    "aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule": {},
+    "grafana:oss/dashboard:Dashboard": {"url": "https://grafana.example.com/d/sba"},
+    "grafana:oss/folder:Folder": {},
+    "tls:index/certRequest:CertRequest": {"certRequestPem": "REQUEST"},
+    "tls:index/locallySignedCert:LocallySignedCert": {"certPem": "LEAF"},
+    "tls:index/privateKey:PrivateKey": {"privateKeyPem": "KEY"},
+    "tls:index/selfSignedCert:SelfSignedCert": {"certPem": "CA"},
+}
+"""What the providers compute, by type; a type that is missing here is unknown to the program."""
+
+ANSWERS: dict[str, dict[str, Any]] = {
+    "aws:index/getRegion:getRegion": {"region": "eu-central-1"},
+    "aws:ec2/getSubnet:getSubnet": {"vpcId": "vpc-1"},
+    "aws:ec2/getInstanceType:getInstanceType": {"supportedArchitectures": ["arm64"]},
+    "aws:ec2/getAmi:getAmi": {"id": "ami-debian13"},
+}
+
+
+class Cloud(Mocks):
+    """What the program registered, as the engine would have got it."""
+
+    def __init__(self) -> None:
+        self.resources: list[MockResourceArgs] = []
+        self.calls: list[MockCallArgs] = []
+        self.urns: list[str] = []
+        self.outputs: dict[str, Any] = {}
+
+    def new_resource(self, args: MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:
+        if args.typ == "pulumi:pulumi:Stack":
+            return args.name, {}
+        self.resources.append(args)
+        if not args.custom:
+            return f"{args.name}-id", dict(args.inputs)
+        problems = list(schema.problems(args.typ, args.inputs))
+        assert not problems, f"{args.typ} {args.name}: {problems}"
+        arn = {"arn": f"arn:{args.name}"}
+        return f"{args.name}-id", {**args.inputs, **arn, **COMPUTED[args.typ]}
+
+    def call(self, args: MockCallArgs) -> tuple[dict[Any, Any], list[tuple[str, str]] | None]:
+        self.calls.append(args)
+        return {**args.args, **ANSWERS[args.token]}, []
+
+    def all(self, typ: str) -> list[dict[str, Any]]:
+        """The inputs of every resource of a type, secrets still marked."""
+        return [r.inputs for r in self.resources if r.typ == typ]
+
+    def only(self, typ: str) -> dict[str, Any]:
+        [inputs] = self.all(typ)
+        return inputs
+
+
+def reveal(value: Any) -> tuple[Any, bool]:
+    """A recorded input's plain value, and whether it was marked secret."""
+    return unwrap_rpc_secret(value), is_rpc_secret(value)

@@ -1,0 +1,70 @@
+"""The whole program under Pulumi's mocks."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pulumi
+import pytest
+import yaml
+from pulumi.runtime.mocks import MockMonitor
+
+from config.settings import NAMESPACE
+from tests.components.cloud import Cloud
+
+ROOT = Path(__file__).resolve().parents[2]
+TOKEN = "the-admin-token"
+BASE: dict[str, Any] = {
+    "subnetId": "subnet-0123456789abcdef0",
+    "prometheusCidrs": ["10.20.0.0/24", "10.20.8.0/24"],
+    "apiCidrs": ["10.30.0.0/24"],
+}
+
+Deploy = Callable[..., Cloud]
+
+
+@pytest.fixture
+def deploy(engine: None, monkeypatch: pytest.MonkeyPatch) -> Deploy:
+    """Run the program; keywords override the settings, `secret=False` stores the token plainly."""
+    del engine
+
+    def run(
+        values: dict[str, Any] | None = None, stack: str = "dev", secret: bool = True, **over: Any
+    ) -> Cloud:
+        cloud = Cloud()
+        config = {**({"adminToken": TOKEN, **BASE} if values is None else values), **over}
+        monitor = MockMonitor(cloud)
+        pulumi.runtime.set_mocks(
+            cloud, project=NAMESPACE, stack=stack, preview=False, monitor=monitor
+        )
+        pulumi.runtime.set_all_config(
+            {
+                key if ":" in key else f"{NAMESPACE}:{key}": value
+                if isinstance(value, str)
+                else json.dumps(value)
+                for key, value in config.items()
+                if value is not None
+            },
+            [f"{NAMESPACE}:adminToken"] if secret else [],
+        )
+        monkeypatch.setattr(
+            pulumi, "export", lambda name, value: cloud.outputs.update({name: value})
+        )
+        pulumi.runtime.test(lambda: runpy.run_path(str(ROOT / "__main__.py")) and None)()
+        cloud.urns = sorted(monitor.get_registered_resources())
+        assert len(cloud.urns) == len(cloud.resources), "two resources share a URN"
+        return cloud
+
+    return run
+
+
+def stack_file(name: str) -> dict[str, Any]:
+    """The config of a committed stack file, with the token that its user adds."""
+    config = dict(yaml.safe_load((ROOT / f"config/Pulumi.{name}.yaml").read_text())["config"])
+    if f"{NAMESPACE}:adminTokenSecretArn" not in config:
+        config[f"{NAMESPACE}:adminToken"] = TOKEN
+    return config

@@ -1,0 +1,211 @@
+"""What the program asks of the cloud."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pulumi
+import pytest
+import yaml
+
+from tests.components.cloud import Cloud, reveal
+from tests.components.conftest import TOKEN, Deploy, stack_file
+
+INSTANCE = "aws:ec2/instance:Instance"
+INTERFACE = "aws:ec2/networkInterface:NetworkInterface"
+GROUP = "aws:ec2/securityGroup:SecurityGroup"
+INGRESS = "aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule"
+EGRESS = "aws:vpc/securityGroupEgressRule:SecurityGroupEgressRule"
+SECRET = "aws:secretsmanager/secret:Secret"
+VERSION = "aws:secretsmanager/secretVersion:SecretVersion"
+POLICY = "aws:iam/rolePolicy:RolePolicy"
+ARN = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:sba/token-a1b2c3"
+
+
+def user_data(cloud: Cloud) -> str:
+    return str(reveal(cloud.only(INSTANCE)["userData"])[0])
+
+
+def bundle(cloud: Cloud) -> dict[str, Any]:
+    for inputs in cloud.all(VERSION):
+        text, secret = reveal(inputs["secretString"])
+        if text.startswith("{"):
+            assert secret
+            return dict(json.loads(text))
+    raise AssertionError("no bundle")
+
+
+@pytest.mark.parametrize("stack", ["dev", "staging", "prod"])
+def test_every_stack_file_deploys(deploy: Deploy, stack: str) -> None:
+    cloud = deploy(stack_file(stack), stack=stack)
+    assert len(cloud.all(INSTANCE)) == 1
+    assert len(cloud.all("grafana:oss/dashboard:Dashboard")) == 1
+
+
+def test_every_resource_belongs_to_a_component(deploy: Deploy) -> None:
+    cloud = deploy()
+    assert all("metrics-proxy:index:" in urn for urn in cloud.urns)
+
+
+def test_the_token_is_in_one_secret_and_nowhere_else(deploy: Deploy) -> None:
+    cloud = deploy()
+    holders = [r for r in cloud.resources if TOKEN in json.dumps(r.inputs)]
+    assert [r.typ for r in holders] == [VERSION]
+    assert reveal(holders[0].inputs["secretString"]) == (TOKEN, True)
+
+
+def test_the_token_stays_a_secret_output(deploy: Deploy) -> None:
+    deploy()
+    from config import stack
+
+    _, token = stack.load()
+    seen: list[bool] = []
+
+    def ask() -> None:
+        async def read() -> None:
+            assert token is not None
+            seen.append(await token.is_secret())
+
+        pulumi.Output.from_input(read())
+
+    pulumi.runtime.test(ask)()
+    assert seen == [True]
+
+
+def test_the_bundle_is_what_the_sync_reads(deploy: Deploy) -> None:
+    document = bundle(deploy())
+    assert set(document) == {"certificate", "key", "configuration", "endpoints"}
+    assert document["certificate"] == "LEAF"
+    assert [e["name"] for e in document["endpoints"]] == ["api", "workers"]
+
+
+def test_the_role_may_read_two_secrets_and_no_more(deploy: Deploy) -> None:
+    key = "arn:aws:kms:eu-central-1:123456789012:key/abc"
+    policy = json.loads(deploy(kmsKeyArn=key).only(POLICY)["policy"])
+    assert policy["Statement"] == [
+        {
+            "Effect": "Allow",
+            "Action": "secretsmanager:GetSecretValue",
+            "Resource": ["arn:secrets-token", "arn:secrets-bundle"],
+        },
+        {"Effect": "Allow", "Action": "kms:Decrypt", "Resource": key},
+    ]
+
+
+def test_somebody_elses_secret_is_read_and_not_made(deploy: Deploy) -> None:
+    cloud = deploy(adminToken=None, adminTokenSecretArn=ARN)
+    assert [s["name"] for s in cloud.all(SECRET)] == ["metrics-proxy/dev/bundle"]
+    [statement] = json.loads(cloud.only(POLICY)["policy"])["Statement"]
+    assert statement["Resource"] == [ARN, "arn:secrets-bundle"]
+    assert ARN in user_data(cloud)
+
+
+def test_the_machine_is_closed(deploy: Deploy) -> None:
+    machine = deploy().only(INSTANCE)
+    assert machine["metadataOptions"] == {
+        "httpEndpoint": "enabled",
+        "httpTokens": "required",
+        "httpPutResponseHopLimit": 1,
+    }
+    assert machine["rootBlockDevice"] == {"encrypted": True, "volumeType": "gp3"}
+    assert machine["primaryNetworkInterface"] == {"networkInterfaceId": "network-interface-id"}
+    assert machine["userDataReplaceOnChange"] is True
+    assert machine["ami"] == "ami-debian13"
+    assert "keyName" not in machine
+
+
+def test_the_firewall_is_wired_and_opens_one_port(deploy: Deploy) -> None:
+    cloud = deploy()
+    assert cloud.only(INTERFACE)["securityGroups"] == ["network-firewall-id"]
+    ingress = [(r["cidrIpv4"], r["fromPort"], r["toPort"]) for r in cloud.all(INGRESS)]
+    assert ingress == [("10.20.0.0/24", 9446, 9446), ("10.20.8.0/24", 9446, 9446)]
+    egress = {(r["cidrIpv4"], r["fromPort"], r["toPort"]) for r in cloud.all(EGRESS)}
+    assert egress == {
+        ("0.0.0.0/0", 443, 443),
+        ("10.30.0.0/24", 9464, 9464),
+        ("10.30.0.0/24", 3002, 3002),
+    }
+    rules = cloud.all(INGRESS) + cloud.all(EGRESS)
+    assert {r["securityGroupId"] for r in rules} == {"network-firewall-id"}
+
+
+def test_the_api_may_be_named_by_its_security_group(deploy: Deploy) -> None:
+    cloud = deploy(apiCidrs=None, apiSecurityGroupId="sg-0123456789abcdef0")
+    peers = {(r.get("referencedSecurityGroupId"), r["fromPort"]) for r in cloud.all(EGRESS)}
+    assert peers == {(None, 443), ("sg-0123456789abcdef0", 9464), ("sg-0123456789abcdef0", 3002)}
+
+
+def test_what_the_sync_brings_leaves_the_machine_alone(deploy: Deploy) -> None:
+    before = deploy()
+    after = deploy(
+        endpoints=[{"name": "x", "path": "/x", "upstream": "http://other:80/x"}],
+        prometheusCidrs=["10.99.0.0/24"],
+        adminToken="another-token",
+    )
+    assert user_data(before) == user_data(after)
+    assert bundle(before)["configuration"] != bundle(after)["configuration"]
+
+
+@pytest.mark.parametrize("change", [{"port": 9447}, {"syncInterval": 30}])
+def test_what_the_machine_is_made_of_is_in_its_user_data(
+    deploy: Deploy, change: dict[str, Any]
+) -> None:
+    assert user_data(deploy()) != user_data(deploy(**change))
+
+
+def test_the_image_is_debian_of_the_types_architecture(deploy: Deploy) -> None:
+    [call] = [c for c in deploy().calls if c.token == "aws:ec2/getAmi:getAmi"]
+    assert call.args["owners"] == ["136693071363"]
+    assert {"name": "name", "values": ["debian-13-arm64-*"]} in call.args["filters"]
+    assert [c for c in deploy(amiId="ami-12345678").calls if "getAmi" in c.token] == []
+
+
+def test_the_certificate_names_server_and_address(deploy: Deploy) -> None:
+    request = deploy().only("tls:index/certRequest:CertRequest")
+    assert request["dnsNames"] == ["prometheus-api.local"]
+    assert request["ipAddresses"] == ["10.20.0.10"]
+
+
+def test_grafana_can_be_left_out(deploy: Deploy) -> None:
+    cloud = deploy(grafana={"enabled": False, "dashboard": "missing.json"})
+    assert not [r for r in cloud.resources if r.typ.startswith("grafana:")]
+    assert "dashboardUrl" not in cloud.outputs
+
+
+def test_the_outputs_are_complete(deploy: Deploy) -> None:
+    assert set(deploy().outputs) == {
+        "proxyUrl",
+        "privateIp",
+        "caCertificate",
+        "scrapeConfig",
+        "proxyConfiguration",
+        "tokenSecretArn",
+        "bundleSecretArn",
+        "instanceId",
+        "dashboardUrl",
+    }
+
+
+@pytest.mark.parametrize("token", ['a"b', "a b", "a\r\nb", "x" * 3901])
+def test_a_token_that_no_header_can_carry_is_refused_unseen(deploy: Deploy, token: str) -> None:
+    with pytest.raises(pulumi.RunError, match="adminToken") as refused:
+        deploy(adminToken=token)
+    assert token not in str(refused.value)
+
+
+def test_a_plain_token_is_refused(deploy: Deploy) -> None:
+    with pytest.raises(pulumi.RunError, match="plain text"):
+        deploy(secret=False)
+
+
+def test_a_missing_dashboard_is_refused(deploy: Deploy) -> None:
+    with pytest.raises(pulumi.RunError, match=r"grafana\.dashboard: .*missing\.json"):
+        deploy(grafana={"dashboard": "missing.json"})
+
+
+def test_user_data_is_a_cloud_config(deploy: Deploy) -> None:
+    text = user_data(deploy())
+    assert text.startswith("#cloud-config\n")
+    assert len(text.encode()) <= 16_384
+    assert yaml.safe_load(text)["packages"][0] == "nginx"
