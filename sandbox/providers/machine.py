@@ -187,10 +187,15 @@ class Instance(AwsKind):
             if key in it.inputs:
                 self._modify(it.id, key, {"Value": it.inputs[key]})
         if "vpcSecurityGroupIds" in changed and it.inputs.get("vpcSecurityGroupIds"):
-            self._modify(it.id, "groups", it.inputs["vpcSecurityGroupIds"])
+            self.ec2.modify_network_interface_attribute(
+                NetworkInterfaceId=it.state["primaryNetworkInterfaceId"],
+                Groups=it.inputs["vpcSecurityGroupIds"],
+            )
         if "metadataOptions" in changed:
-            options = pascal(it.inputs.get("metadataOptions", {}))
-            self.ec2.modify_instance_metadata_options(InstanceId=it.id, **options)
+            # all of them: moto forgets what the call does not name, EC2 keeps it
+            options = {**(self.describe(it.id) or {})["metadataOptions"]}
+            options |= it.inputs.get("metadataOptions", {})
+            self.ec2.modify_instance_metadata_options(InstanceId=it.id, **pascal(options))
         if "iamInstanceProfile" in changed:
             self._associate(it.id, it.inputs.get("iamInstanceProfile"))
         self.retag_ec2(it)

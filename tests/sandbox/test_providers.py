@@ -128,6 +128,22 @@ class Plugin:
         assert bool(answer.detailed_diff) == answer.changes
         return {path: change.kind.name for path, change in answer.detailed_diff.items()}
 
+    def update(
+        self, kind: str, resource_id: str, state: dict[str, Any], inputs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The state after an update in place."""
+        checked, refusal = self.check(kind, inputs)
+        assert refusal == ""
+        request = rpc.UpdateRequest(
+            urn(kind), resource_id, wire_all(state), wire_all(checked), 0, [], False
+        )
+        return dict(plain(asyncio.run(self.provider.update(request)).properties))
+
+    def read(self, kind: str, resource_id: str, state: dict[str, Any]) -> dict[str, Any]:
+        """The state after a refresh."""
+        request = rpc.ReadRequest(urn(kind), resource_id, wire_all(state), {})
+        return dict(plain(asyncio.run(self.provider.read(request)).properties))
+
     def delete(self, kind: str, resource_id: str, state: dict[str, Any]) -> None:
         """Delete it."""
         request = rpc.DeleteRequest(urn(kind), resource_id, wire_all(state), 0)
@@ -545,6 +561,111 @@ def test_what_a_change_does(
         wanted = {**wanted, "tagsAll.a": "DELETE"}
     assert plugin.diff(kind, state, new) == wanted
     assert plugin.diff(kind, state, new, tuple({*new, *old, "tagsAll"})) == {}
+
+
+SEEN = {"description": "new", "kmsKeyId": "old", "tags": {"a": "1"}}
+READ_BY = policy(Action="secretsmanager:GetSecretValue", Principal="*", Resource="*")
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new"),
+    [
+        (
+            *(ROLE, {"name": "updated", "assumeRolePolicy": TRUST, "tags": {"a": "1", "b": "1"}}),
+            {
+                "name": "updated",
+                "assumeRolePolicy": TRUST.replace("ec2", "lambda"),
+                "description": "new",
+                "maxSessionDuration": 7200,
+                "tags": {"b": "2"},
+            },
+        ),
+        (
+            *(PROFILE, {"name": "updated", "role": "one", "tags": {"a": "1"}}),
+            {"name": "updated", "role": "two", "tags": {"b": "2"}},
+        ),
+        (
+            SECRET,
+            {"name": "updated", "recoveryWindowInDays": 0, **SEEN, "description": "old"},
+            {"name": "updated", "recoveryWindowInDays": 0, **SEEN, "kmsKeyId": "new"},
+        ),
+        (
+            *(SECRET, {"name": "updated", "recoveryWindowInDays": 0}),
+            {"name": "updated", "recoveryWindowInDays": 0, "policy": READ_BY},
+        ),
+        (
+            *(GROUP, {"name": "updated", "tags": {"a": "1"}}),
+            {"name": "updated", "tags": {"b": "2"}},
+        ),
+        (
+            *(INTERFACE, {"description": "old", "tags": {"a": "1"}}),
+            {"description": "new", "sourceDestCheck": False, "securityGroups": ["GROUP"]},
+        ),
+        (
+            INSTANCE,
+            {"userData": "old", "tags": {"a": "1"}, "metadataOptions": {"httpTokens": "optional"}},
+            {
+                "userData": "new",
+                "instanceType": "t4g.small",
+                "iamInstanceProfile": "host",
+                "vpcSecurityGroupIds": ["GROUP"],
+                "metadataOptions": {"httpTokens": "required"},
+                "tags": {"b": "2"},
+            },
+        ),
+    ],
+    ids=lambda v: str(v)[:40],
+)
+def test_an_update_reaches_aws(
+    plugin: Plugin,
+    account: embedded.Account,
+    kind: str,
+    old: dict[str, Any],
+    new: dict[str, Any],
+) -> None:
+    helpers = [(ROLE, {"name": name, "assumeRolePolicy": TRUST}) for name in ("one", "two")]
+    helpers += [(PROFILE, {"name": "host"}), (GROUP, {"name": "g", "vpcId": account.vpc_id})]
+    made = [(token, *plugin.create(token, inputs)) for token, inputs in helpers]
+    more: dict[str, Any] = {
+        GROUP: {"vpcId": account.vpc_id},
+        INTERFACE: {"subnetId": account.subnet_id},
+        INSTANCE: {"ami": ARM, "instanceType": "t4g.micro", "subnetId": account.subnet_id},
+    }.get(kind, {})
+    new = json.loads(json.dumps({**more, **new}).replace("GROUP", made[-1][1]))
+    resource_id, state = plugin.create(kind, {**more, **old})
+    after = plugin.update(kind, resource_id, state, new)
+    try:
+        # what the update says it did, what AWS says, and what the program wants are one
+        seen = plugin.read(kind, resource_id, after)
+        assert {key: seen[key] for key in new} == new
+        assert plugin.diff(kind, seen, new) == {}
+        assert seen["tagsAll"] == new.get("tags", {})
+        back = plugin.update(kind, resource_id, seen, {**more, **old})
+        assert plugin.diff(kind, plugin.read(kind, resource_id, back), {**more, **old}) == {}
+    finally:
+        plugin.delete(kind, resource_id, state if kind != PROFILE else {**state, "role": "one"})
+        for token, helper, helper_state in reversed(made):
+            plugin.delete(token, helper, helper_state)
+
+
+def test_what_is_gone_is_read_as_gone(plugin: Plugin, account: embedded.Account) -> None:
+    inputs = {"vpcId": account.vpc_id, "name": "gone"}
+    resource_id, state = plugin.create(GROUP, inputs)
+    plugin.delete(GROUP, resource_id, state)
+    request = rpc.ReadRequest(urn(GROUP), resource_id, wire_all(state), {})
+    assert asyncio.run(plugin.provider.read(request)).resource_id == ""
+
+
+def test_an_import_finds_its_inputs(plugin: Plugin, account: embedded.Account) -> None:
+    inputs = {"vpcId": account.vpc_id, "name": "imported", "tags": {"a": "1"}}
+    resource_id, state = plugin.create(GROUP, inputs)
+    request = rpc.ReadRequest(urn(GROUP), resource_id, {}, {})
+    answer = asyncio.run(plugin.provider.read(request))
+    found = plain(answer.inputs)
+    assert found["name"] == "imported"
+    assert found["tags"] == {"a": "1"}
+    assert "arn" not in found
+    plugin.delete(GROUP, resource_id, state)
 
 
 def test_the_provider_itself_marks_private_keys(plugin: Plugin) -> None:
