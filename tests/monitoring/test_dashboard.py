@@ -346,7 +346,7 @@ def test_a_file_that_is_no_classic_dashboard_is_refused(
     with pytest.raises(ValueError, match=re.escape(problem)) as refusal:
         d.load_dashboard(file)
     line = str(refusal.value)
-    assert line.startswith(f"grafana.dashboard: {file} ")
+    assert line.startswith(f"metrics-proxy:grafana.dashboard: {file} ")
     assert "\n" not in line
 
 
