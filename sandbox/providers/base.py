@@ -300,18 +300,16 @@ def _without_notes(properties: Mapping[str, PropertyValue]) -> dict[str, Propert
     return {key: value for key, value in properties.items() if key != AUTONAMED}
 
 
-Method = Callable[[ProviderServicer, Any, grpc.aio.ServicerContext], Awaitable[Any]]
+Method = Callable[[Any, Any, grpc.aio.ServicerContext], Awaitable[Any]]
 
 
 def _one_line(method: Method) -> Method:
-    async def answer(
-        self: ProviderServicer, request: Any, context: grpc.aio.ServicerContext
-    ) -> Any:
+    async def answer(self: Any, request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
             return await method(self, request, context)
         except Exception as error:
             # the SDK raises a new error with a traceback in its text; the cause is its context
-            if not isinstance(error.__context__, self._provider.refusals):  # type: ignore[attr-defined]
+            if not isinstance(error.__context__, self._provider.refusals):
                 raise
             line = " ".join(str(error.__context__).split())
         return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, line)

@@ -1,27 +1,22 @@
-"""A strict stand-in for the Pulumi engine: it records what the program asks for."""
+"""A strict recorder in place of the engine: an unknown type or a bad input fails the test."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import grpc
 from pulumi.runtime import MockCallArgs, MockResourceArgs, Mocks
-from pulumi.runtime.mocks import MockMonitor
 from pulumi.runtime.rpc import is_rpc_secret, unwrap_rpc_secret
 
 from sandbox.providers import schema
 
-ADDRESS = "10.20.1.7"
-ARN = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:"
-ARCHITECTURES = {"t4g.micro": ["arm64"], "t4g.small": ["arm64"], "t3.micro": ["x86_64"]}
+ADDRESS = "10.20.0.10"
 
-# What each provider computes. A type missing here fails the test that meets it.
 COMPUTED: dict[str, dict[str, Any]] = {
     "aws:ec2/instance:Instance": {},
     "aws:ec2/networkInterface:NetworkInterface": {"privateIp": ADDRESS},
     "aws:ec2/securityGroup:SecurityGroup": {},
-    "aws:iam/instanceProfile:InstanceProfile": {"name": "profile"},
-    "aws:iam/role:Role": {"name": "role"},
+    "aws:iam/instanceProfile:InstanceProfile": {"name": "the-profile"},
+    "aws:iam/role:Role": {"name": "the-role"},
     "aws:iam/rolePolicy:RolePolicy": {},
     "aws:secretsmanager/secret:Secret": {},
     "aws:secretsmanager/secretVersion:SecretVersion": {},
@@ -31,97 +26,52 @@ COMPUTED: dict[str, dict[str, Any]] = {
     "grafana:oss/folder:Folder": {},
     "tls:index/certRequest:CertRequest": {"certRequestPem": "REQUEST"},
     "tls:index/locallySignedCert:LocallySignedCert": {"certPem": "LEAF"},
-    "tls:index/privateKey:PrivateKey": {},
+    "tls:index/privateKey:PrivateKey": {"privateKeyPem": "KEY"},
     "tls:index/selfSignedCert:SelfSignedCert": {"certPem": "CA"},
+}
+"""What the providers compute, by type; a type that is missing here is unknown to the program."""
+
+ANSWERS: dict[str, dict[str, Any]] = {
+    "aws:index/getRegion:getRegion": {"region": "eu-central-1"},
+    "aws:ec2/getSubnet:getSubnet": {"vpcId": "vpc-1"},
+    "aws:ec2/getInstanceType:getInstanceType": {"supportedArchitectures": ["arm64"]},
+    "aws:ec2/getAmi:getAmi": {"id": "ami-debian13"},
 }
 
 
-class Resource(NamedTuple):
-    urn: str
-    type: str
-    name: str
-    inputs: dict[str, Any]
-    protect: bool
-    replace_on_changes: list[str]
-    ignore_changes: list[str]
-    delete_before_replace: bool
-
-
 class Cloud(Mocks):
-    """The resources and invokes of one run of the program, and its outputs."""
+    """What the program registered, as the engine would have got it."""
 
     def __init__(self) -> None:
-        self.resources: list[Resource] = []
-        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.resources: list[MockResourceArgs] = []
+        self.calls: list[MockCallArgs] = []
+        self.urns: list[str] = []
         self.outputs: dict[str, Any] = {}
 
-    def new_resource(self, args: MockResourceArgs) -> tuple[str, dict[str, Any]]:
+    def new_resource(self, args: MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:
+        if args.typ == "pulumi:pulumi:Stack":
+            return args.name, {}
+        self.resources.append(args)
         if not args.custom:
-            return "", args.inputs
-        computed = dict(COMPUTED[args.typ])
-        wrong = [f"{path} {problem}" for path, problem in schema.problems(args.typ, args.inputs)]
-        assert not wrong, f"{args.typ} {args.name}: {', '.join(wrong)}"
-        if args.typ == "aws:secretsmanager/secret:Secret":
-            computed["arn"] = f"{ARN}{args.inputs['name']}-a1b2c3"
-        if args.typ == "tls:index/privateKey:PrivateKey":
-            computed["privateKeyPem"] = f"PRIVATE {args.name}"
-        return args.name + "-id", {**args.inputs, **computed}
+            return f"{args.name}-id", dict(args.inputs)
+        problems = list(schema.problems(args.typ, args.inputs))
+        assert not problems, f"{args.typ} {args.name}: {problems}"
+        arn = {"arn": f"arn:{args.name}"}
+        return f"{args.name}-id", {**args.inputs, **arn, **COMPUTED[args.typ]}
 
-    def call(self, args: MockCallArgs) -> tuple[dict[str, Any], None]:
-        self.calls.append((args.token, args.args))
-        match args.token:
-            case "aws:index/getRegion:getRegion":
-                return {"id": "eu-central-1", "region": "eu-central-1"}, None
-            case "aws:ec2/getSubnet:getSubnet":
-                return {"id": args.args["id"], "vpcId": "vpc-1"}, None
-            case "aws:ec2/getInstanceType:getInstanceType":
-                kind = args.args["instanceType"]
-                return {"supportedArchitectures": ARCHITECTURES[kind]}, None
-            case "aws:ec2/getAmi:getAmi":
-                return {"id": "ami-0aaaaaaaaaaaaaaa1"}, None
-        raise AssertionError(f"unexpected provider call {args.token}")
+    def call(self, args: MockCallArgs) -> tuple[dict[Any, Any], list[tuple[str, str]] | None]:
+        self.calls.append(args)
+        return {**args.args, **ANSWERS[args.token]}, []
 
-    def all(self, kind: str) -> list[Resource]:
-        """The resources of a type such as `Instance`."""
-        return [r for r in self.resources if r.type.endswith(f":{kind}")]
+    def all(self, typ: str) -> list[dict[str, Any]]:
+        """The inputs of every resource of a type, secrets still marked."""
+        return [r.inputs for r in self.resources if r.typ == typ]
 
-    def only(self, kind: str) -> Resource:
-        """The program's one resource of a type."""
-        [resource] = self.all(kind)
-        return resource
-
-    def named(self, name: str) -> Resource:
-        [resource] = [r for r in self.resources if r.name == name]
-        return resource
+    def only(self, typ: str) -> dict[str, Any]:
+        [inputs] = self.all(typ)
+        return inputs
 
 
-class Monitor(MockMonitor):
-    """The mock monitor, with what it forgets: duplicate URNs, options, the program's outputs."""
-
-    def __init__(self, cloud: Cloud) -> None:
-        super().__init__(cloud)
-        self.cloud = cloud
-
-    def RegisterResource(self, request: Any) -> Any:  # the name is gRPC's
-        urn = self.make_urn(request.parent, request.type, request.name)
-        assert urn not in self.resources, f"duplicate resource {urn}"
-        answer = super().RegisterResource(request)
-        if request.custom:
-            self.cloud.resources.append(
-                Resource(
-                    urn=urn,
-                    type=request.type,
-                    name=request.name,
-                    inputs=self.resources[urn].state,
-                    protect=request.protect,
-                    replace_on_changes=list(request.replaceOnChanges),
-                    ignore_changes=list(request.ignoreChanges),
-                    delete_before_replace=request.deleteBeforeReplace,
-                )
-            )
-        return answer
-
-
-def reveal(value: Any) -> Any:
-    """A recorded value without Pulumi's marks of a secret."""
-    return unwrap_rpc_secret(value) if is_rpc_secret(value) else value
+def reveal(value: Any) -> tuple[Any, bool]:
+    """A recorded input's plain value, and whether it was marked secret."""
+    return unwrap_rpc_secret(value), is_rpc_secret(value)
