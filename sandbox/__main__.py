@@ -126,7 +126,7 @@ def _table(sandbox: Sandbox) -> int:
     print("\nLook, with the CA and without a token:")
     for endpoint in contract["endpoints"]:
         print(f"  curl --cacert {shown} {proxy['url']}{endpoint['path']}")
-    print("Then: python -m sandbox status | rotate-token | down")
+    print("Then: .venv/bin/python -m sandbox status | rotate-token | down")
     return 0 if all(scrapes.values()) else 1
 
 
