@@ -50,9 +50,11 @@ def problem(what: str, reason: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        said = getattr(error, "response", {}).get("Error", {}).get("Code") or type(error).__name__
-        if isinstance(error, OSError):
-            reason, said = "write", error.strerror
+        code = getattr(error, "response", {}).get("Error", {}).get("Code")
+        said = code or getattr(error, "strerror", None) or type(error).__name__
+        # botocore's timeouts are OSErrors too
+        if isinstance(error, OSError) and not reason.startswith("fetch"):
+            reason = "write"
         if isinstance(error, RefusedError):
             reason, said = error.args
         failed.add(reason)
@@ -61,8 +63,9 @@ def problem(what: str, reason: str) -> Iterator[None]:
 
 def put(name: str, text: bytes) -> None:
     """Replace a file by rename."""
-    Path("new").write_bytes(text)
-    Path("new").replace(name)
+    new = Path(f"{name}.new")
+    new.write_bytes(text)
+    new.replace(name)
 
 
 def save(**changes: Any) -> None:
@@ -166,9 +169,10 @@ def command(name: str, seconds: int, generation: str, files: Files) -> None:
 def load(generation: str, files: Files, **facts: Any) -> None:
     """Switch, reload, record. Killed in here, the next run finds `loaded` false."""
     save(loaded=False)
-    Path("new").unlink(missing_ok=True)
-    Path("new").symlink_to(generation)
-    Path("new").replace("current")
+    new = Path("current.new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(generation)
+    new.replace("current")
     command("reload", 60, generation, files)
     save(generation=generation, loaded=True, **facts)
 
@@ -285,7 +289,7 @@ def main() -> None:
     except BlockingIOError:
         print("another sync is at work", file=sys.stderr)
         return
-    with suppress(OSError, ValueError):
+    with suppress(OSError, TypeError, ValueError):
         state.update(json.loads(Path("state.json").read_bytes()))
     live.update({p.name: p.read_bytes() for p in Path(state["generation"] or "gen").glob("*")})
     with problem("sync", "internal"):
