@@ -7,7 +7,7 @@ import ipaddress
 import json
 import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from types import UnionType
 from typing import Annotated, Any, Final, Literal, Self, TypeVar, Union, get_args, get_origin
 from urllib.parse import urlsplit
@@ -24,6 +24,9 @@ PROXY_PATH: Final = "/metrics/proxy"
 
 PROXY_JOB: Final = "sba-proxy"
 """The Prometheus job of `/metrics/proxy`."""
+
+HIDDEN: Final = "(hidden)"
+"""What a message shows in place of a secret value."""
 
 TOKEN_MAX: Final = 3900
 """Longest token in characters: nginx refuses a parameter over 4,096 bytes (measured)."""
@@ -324,10 +327,18 @@ class Settings(_Model):
         return self.admin_token_secret_arn is None
 
     @classmethod
-    def parse(cls, stack: str, config: Mapping[str, str], *, has_token: bool) -> Settings:
+    def parse(
+        cls,
+        stack: str,
+        config: Mapping[str, str],
+        *,
+        has_token: bool,
+        secret: Container[str] = (),
+    ) -> Settings:
         """Read a stack's config (`key` → text as Pulumi hands it over, `adminToken` left out).
 
-        `has_token` says whether `adminToken` is set. Raises `SettingsError`.
+        `has_token` says whether `adminToken` is set, `secret` which keys are encrypted: their
+        values are not shown. Raises `SettingsError`.
         """
         problems: list[str] = []
         values: dict[str, Any] = {"stack": stack}
@@ -335,11 +346,10 @@ class Settings(_Model):
             field = _FIELDS.get(key)
             if field is None:
                 near = difflib.get_close_matches(key, [*_FIELDS, "adminToken"], n=1)
-                problems.append(
-                    _line(
-                        key, text, "is no setting" + (f"; did you mean {near[0]}?" if near else "")
-                    )
-                )
+                hint = f"; did you mean {near[0]}?" if near else ""
+                # a misspelt adminToken still holds the token
+                hide = key in secret or "token" in f"{key} {hint}".lower()
+                problems.append(_line(key, HIDDEN if hide else text, f"is no setting{hint}"))
             elif field:
                 values[key] = text
             else:
@@ -353,7 +363,7 @@ class Settings(_Model):
             # JSON mode: arrays are tuples there, and everything else stays strict
             settings = cls.model_validate_json(json.dumps(values))
         except ValidationError as error:
-            problems += [_describe(e) for e in error.errors(include_url=False)]
+            problems += [_describe(e, secret) for e in error.errors(include_url=False)]
         if problems:
             raise SettingsError("\n".join(problems))
         return settings
@@ -385,9 +395,20 @@ def _one_of_line(a: str, b: str, both: bool) -> tuple[str, None, str]:
     return key, None, text
 
 
+def _masked(value: object) -> object:
+    """A value without the credentials that a URL, however malformed, may carry before its `@`."""
+    if isinstance(value, str):
+        return re.sub(r"(?s)\A(https?://)?.*@", r"\1***@", value)
+    if isinstance(value, list | tuple):
+        return [_masked(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _masked(item) for key, item in value.items()}
+    return value
+
+
 def _shown(value: object) -> str:
-    """A value as JSON, short, and without the credentials that a URL may carry."""
-    text = re.sub(r"//[^/@]*@", "//***@", json.dumps(value, default=str))
+    """A value as JSON, short and without credentials."""
+    text = json.dumps(_masked(value), default=str)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -402,11 +423,13 @@ _PLAIN: Final[dict[str, Callable[[ErrorDetails], str]]] = {
 }
 
 
-def _describe(error: ErrorDetails) -> str:
+def _describe(error: ErrorDetails, secret: Container[str]) -> str:
     """One line for one of pydantic's errors."""
     key = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error["loc"])[1:]
     say = _PLAIN.get(error["type"])
     text = say(error) if say else error["msg"].replace("Input should be", "should be", 1)
     if not key:  # a rule about several keys: its text names them
         return f"{NAMESPACE}:{text}"
-    return _line(key, None if error["type"] == "missing" else error["input"], text)
+    if error["type"] == "missing":
+        return _line(key, None, text)
+    return _line(key, HIDDEN if error["loc"][0] in secret else error["input"], text)

@@ -31,7 +31,10 @@ def load() -> tuple[Settings, pulumi.Output[str] | None]:
     token = config.pop("adminToken", None)
     problems = []
     try:
-        settings = Settings.parse(pulumi.get_stack(), config, has_token=token is not None)
+        secret = {k for k in config if pulumi.runtime.is_config_secret(f"{NAMESPACE}:{k}")}
+        settings = Settings.parse(
+            pulumi.get_stack(), config, has_token=token is not None, secret=secret
+        )
     except SettingsError as error:
         problems.append(str(error))
     if token is not None:

@@ -119,7 +119,7 @@ def test_the_firewall_is_wired_and_opens_one_port(deploy: Deploy) -> None:
     cloud = deploy()
     assert cloud.only(INTERFACE)["securityGroups"] == ["network-firewall-id"]
     ingress = [(r["cidrIpv4"], r["fromPort"], r["toPort"]) for r in cloud.all(INGRESS)]
-    assert ingress == [("10.20.0.0/24", 9446, 9446), ("10.20.8.0/24", 9446, 9446)]
+    assert sorted(ingress) == [("10.20.0.0/24", 9446, 9446), ("10.20.8.0/24", 9446, 9446)]
     egress = {(r["cidrIpv4"], r["fromPort"], r["toPort"]) for r in cloud.all(EGRESS)}
     assert egress == {
         ("0.0.0.0/0", 443, 443),

@@ -542,3 +542,37 @@ def test_problems_of_token_and_settings_are_told_together() -> None:
         "metrics-proxy:adminToken:",
         "metrics-proxy:adminToken:",
     ]
+
+
+@pytest.mark.parametrize("key", ["adminTokn", "admintoken", "AdminToken", "token"])
+def test_a_token_under_a_misspelt_key_is_not_shown(key: str) -> None:
+    line = refusal(**{key: "hush"})
+    assert line.startswith(f'metrics-proxy:{key}: "(hidden)" is no setting')
+    assert "hush" not in line
+
+
+def test_the_value_of_a_key_that_is_stored_as_a_secret_is_not_shown() -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.parse(
+            "dev", texts(job="hush hush", zzz="hush"), has_token=True, secret={"job", "zzz"}
+        )
+    assert "metrics-proxy:job:" in str(caught.value)
+    assert "metrics-proxy:zzz:" in str(caught.value)
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "upstream",
+    [
+        "http://me:hu@sh@h/m",
+        "http:me:hush@h/m",
+        "http://me:hush/word@h/m",
+        "//me:hu/sh@h",
+        'http://me:hu"sh@h/m',
+    ],
+)
+def test_credentials_in_a_malformed_upstream_are_not_shown(upstream: str) -> None:
+    line = refusal(**endpoint(upstream=upstream))
+    assert line.startswith("metrics-proxy:endpoints[0].upstream: ")
+    assert "hu" not in line
+    assert "sh@" not in line
