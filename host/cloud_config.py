@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tokenize
 from pathlib import Path
 from typing import Any, Final
@@ -113,11 +114,13 @@ def _files(
     }
 
     def unit(template: str) -> str:
-        return templates.get_template(f"{template}.j2").render(names)
+        text = templates.get_template(f"{template}.j2").render(names)
+        # comments stay in the repository: user data has 16 KB
+        return re.sub(r"(?m)^(#|//).*\n", "", text)
 
     return {
         SYNC: compact(_SYNC_SOURCE.read_text()),
-        SYNC_CONFIG: json.dumps(sync_config, indent=1) + "\n",
+        SYNC_CONFIG: json.dumps(sync_config, indent=0) + "\n",
         f"{_UNITS}/{PROXY_UNIT}": unit(PROXY_UNIT),
         f"{_UNITS}/{SYNC_UNIT}": unit(SYNC_UNIT),
         f"{_UNITS}/{SYNC_TIMER}": unit(SYNC_TIMER),

@@ -132,9 +132,8 @@ def probe(offers: dict[str, Files]) -> None:
         lost = answer not in done or answer.exception()
         answers[pair] = (0, PROBE_SECONDS) if lost else answer.result()
     status = {pair: answer[0] for pair, answer in answers.items()}
-    refused = [n for n in asked if status[n, new] in (401, 403) and old] if old else []
-    refused = [n for n in refused if status[n, old] // 100 == 2]
-    if refused:
+    good = [n for n in asked if old and status[n, old] // 100 == 2]
+    if refused := [n for n in good if status[n, new] in (401, 403)]:
         del offers["token"]
         raise RefusedError("token_refused", f"the API refuses it on {', '.join(refused)}")
 

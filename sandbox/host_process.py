@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import configparser
+import contextlib
 import os
 import pwd
 import shlex
@@ -122,7 +123,11 @@ class Host:
             return self._start()
 
     def _start(self) -> str:
-        self._server = subprocess.Popen(self.command(PROXY_UNIT), cwd=self.root)
+        if self._server is not None:
+            with contextlib.suppress(ProcessLookupError):  # workers that outlived their master
+                os.killpg(self._server.pid, signal.SIGKILL)
+        command = self.command(PROXY_UNIT)
+        self._server = subprocess.Popen(command, cwd=self.root, start_new_session=True)
         try:
             status = self._server.wait(0.3)  # a bad configuration ends it within milliseconds
         except subprocess.TimeoutExpired:
@@ -130,10 +135,10 @@ class Host:
         return f"{PROXY_UNIT} ended with status {status}"
 
     def _keep_server(self) -> None:
-        """`Restart=on-failure`, `RestartSec=1`."""
+        """`Restart=always`, `RestartSec=1`."""
         while not self._stopping.wait(1):
             with self._lock:
-                if self._server is not None and self._server.poll() not in (None, 0):
+                if self._server is not None and self._server.poll() is not None:
                     print(f"{PROXY_UNIT} ended with {self._server.returncode}; restart", flush=True)
                     self._start()
 

@@ -15,8 +15,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_CHILDREN: list[subprocess.Popen[bytes]] = []
-"""Kept, because Python warns of a child that still runs when its object goes."""
+_CHILDREN: dict[int, subprocess.Popen[bytes]] = {}
+"""Our own, which would stay zombies if nobody asked for their status."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Process:
     @classmethod
     def adopt(cls, child: subprocess.Popen[bytes]) -> Process:
         """A child that is meant to outlive this program."""
-        _CHILDREN.append(child)
+        _CHILDREN[child.pid] = child
         return cls(child.pid, _started(child.pid) or 0)
 
     def alive(self) -> bool:
@@ -47,12 +47,14 @@ class Process:
         with contextlib.suppress(TimeoutError):
             wait(lambda: not self.alive(), f"process {self.pid} to end", seconds)
         self.signal(signal.SIGKILL)
+        if child := _CHILDREN.pop(self.pid, None):
+            child.wait()
 
 
 def _started(pid: int) -> int | None:
     """The start time, or None if there is no such process or only its zombie."""
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)  # our own child would stay a zombie
+    if child := _CHILDREN.get(pid):
+        child.poll()
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -16,6 +16,7 @@ import yaml
 
 from config.settings import Settings, SettingsError
 from host import cloud_config, proxy
+from tests.certificates import self_signed
 
 Make = Callable[..., Settings]
 NAMES = ("metrics-proxy/dev/admin-token", "metrics-proxy/dev/bundle")
@@ -49,20 +50,9 @@ def make() -> Make:
 
 
 @pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+def certificate() -> tuple[str, str]:
     """A self-signed certificate and its key."""
-    folder = tmp_path_factory.mktemp("certificate")
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
-            *("-nodes", "-days", "2", "-subj", "/CN=proxy", "-keyout", "key.pem"),
-            *("-out", "certificate.pem"),
-        ],
-        cwd=folder,
-        check=True,
-        capture_output=True,
-    )
-    return (folder / "certificate.pem").read_text(), (folder / "key.pem").read_text()
+    return self_signed("proxy")
 
 
 @pytest.fixture
@@ -458,3 +448,12 @@ def test_the_sync_may_reload_the_proxy_and_nothing_else(make: Make) -> None:
         'action.lookup("verb") == "reload-or-restart"',
     ]
     assert rule.count("polkit.Result") == 1
+
+
+def test_the_longest_names_still_fit_into_user_data(make: Make) -> None:
+    arn = "arn:aws-us-gov:secretsmanager:us-gov-west-1:123456789012:secret:" + "x" * 120
+    settings = make(adminTokenSecretArn=arn, port=65535, syncInterval=3600)
+    stack = "s" * 36
+    secrets = (f"metrics-proxy/{stack}/admin-token", f"metrics-proxy/{stack}/bundle")
+    text = cloud_config.render(settings, "us-gov-west-1", secrets)
+    assert len(text.encode()) <= cloud_config.USER_DATA_MAX

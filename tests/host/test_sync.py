@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import http.server
 import json
 import os
@@ -16,39 +15,13 @@ from typing import Any
 
 import boto3
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from moto.server import ThreadedMotoServer
 
 from config.settings import Settings
 from host import cloud_config, proxy
+from tests.certificates import DAY, self_signed
 
 SYNC = Path(cloud_config.__file__).with_name("sync.py")
-DAY = dt.timedelta(days=1)
-
-
-def certificate(begin: dt.timedelta = -DAY, end: dt.timedelta = 30 * DAY) -> tuple[str, str]:
-    """A self-signed certificate that is valid from `begin` to `end` from now, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
-    now = dt.datetime.now(dt.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now + begin)
-        .not_valid_after(now + end)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(
-        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return made.public_bytes(pem).decode(), private.decode()
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +90,7 @@ class Machine:
             has_token=True,
         )
         self.bundle = proxy.bundle(settings)
-        self.bundle["certificate"], self.bundle["key"] = certificate()
+        self.bundle["certificate"], self.bundle["key"] = self_signed()
         reload = f'echo x >> {self.reloads}; exit "$(cat {self.reload_status})"'
         self._config.write_text(
             json.dumps(
@@ -277,10 +250,10 @@ def test_without_a_good_token_the_proxy_is_closed_but_there(machine: Machine) ->
 
 
 BAD_CERTIFICATES = {
-    "foreign key": (certificate()[0], certificate()[1]),
-    "expired": certificate(-3 * DAY, -DAY),
-    "not yet valid": certificate(DAY, 3 * DAY),
-    "not PEM": ("no certificate", certificate()[1]),
+    "foreign key": (self_signed()[0], self_signed()[1]),
+    "expired": self_signed(begin=-3 * DAY, end=-DAY),
+    "not yet valid": self_signed(begin=DAY, end=3 * DAY),
+    "not PEM": ("no certificate", self_signed()[1]),
 }
 
 
@@ -296,7 +269,7 @@ def test_a_bad_certificate_is_refused_alone(synced: Machine, kind: str) -> None:
 
 
 def test_a_new_certificate_is_adopted(synced: Machine) -> None:
-    new, key = certificate()
+    new, key = self_signed()
     synced.put(certificate=new, key=key)
     assert synced.sync().returncode == 0
     assert synced.in_use("certificate.pem") == new

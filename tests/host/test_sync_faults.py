@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import fcntl
 import http.client
 import json
@@ -21,18 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.certificates import self_signed
 from tests.host.test_sync import (
     BAD_CERTIFICATES,
-    DAY,
     SYNC,
     Machine,
-    certificate,
     machine,
     moto_url,
     synced,
@@ -342,26 +336,8 @@ def test_slow_upstreams_are_bounded(synced: Machine) -> None:
 
 
 def test_https_upstreams_are_verified(synced: Machine, tmp_path: Path) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = dt.datetime.now(dt.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - DAY)
-        .not_valid_after(now + DAY)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    ca = made.public_bytes(pem).decode()
-    private = key.private_bytes(
-        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    (tmp_path / "api.pem").write_bytes(ca.encode() + private)
+    ca, private = self_signed("localhost")
+    (tmp_path / "api.pem").write_text(ca + private)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(tmp_path / "api.pem")
     synced.api.socket = tls.wrap_socket(synced.api.socket, server_side=True)
@@ -501,7 +477,7 @@ def test_nginx_serves_what_was_adopted(served: Machine) -> None:
     ok(served)
     served.tokens.discard("first-token")
     soon(lambda: scrape(served, old) == 200)
-    served.bundle["certificate"], served.bundle["key"] = certificate()
+    served.bundle["certificate"], served.bundle["key"] = self_signed()
     served.put(**served.bundle)
     ok(served)
     soon(lambda: scrape(served, served.bundle["certificate"]) == 200)
