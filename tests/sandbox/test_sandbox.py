@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import http.client
 import json
+import os
+import signal
+import socket
 import ssl
 import time
 import urllib.parse
@@ -143,6 +147,57 @@ def test_nothing_else_passes(sandbox: Sandbox, method: str, target: str, body: s
     assert status in (400, 404, 405)
     assert CANARY.encode() not in text
     assert not [r for r in requests(sandbox) if ["User-Agent", agent] in r["headers"]]
+
+
+GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\nUser-Agent: raw\r\n"
+RAW = {
+    "length and chunks": b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /admin HTTP/1.1\r\nHost: y\r\n\r\n",
+    "a GET with chunks": GET + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n",
+    "two lengths": GET + b"Content-Length: 0\r\nContent-Length: 5\r\n\r\nhello",
+    "a pipelined second": b"GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+    b"GET /admin HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    "a folded header": GET + b"Accept: a\r\n Authorization: Bearer mine\r\n\r\n",
+    "a bare CR": GET + b"Accept: a\rAuthorization: Bearer mine\r\n\r\n",
+    "an absolute URI": b"GET http://other/metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    "HTTP/1.0": b"GET /metrics HTTP/1.0\r\n\r\n",
+    "HTTP/0.9": b"GET /metrics\r\n",
+    "a NUL": b"GET /metrics\x00 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    "a fragment": b"GET /metrics#a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    "an upgrade": GET + b"Connection: Upgrade, Authorization\r\nUpgrade: h2c\r\n\r\n",
+    "an overridden method": GET + b"X-HTTP-Method-Override: DELETE\r\nX-Original-URL: /x\r\n\r\n",
+    "proxy headers": GET + b"X_Forwarded_For: 1\r\nForwarded: for=1\r\nVia: a\r\n\r\n",
+    "a range": GET + b"Range: bytes=0-3\r\nIf-None-Match: *\r\nExpect: 100-continue\r\n\r\n",
+}
+PASSED_ON = {
+    *("accept", "accept-encoding", "authorization", "connection", "host", "user-agent"),
+    *("x-forwarded-for", "x-forwarded-proto", "x-prometheus-scrape-timeout-seconds"),
+}
+
+
+@pytest.mark.parametrize("kind", RAW)
+def test_of_raw_bytes_only_plain_scrapes_reach_the_api(sandbox: Sandbox, kind: str) -> None:
+    proxy, before = sandbox.contract()["proxy"], len(requests(sandbox))
+    context = ssl.create_default_context(cafile=proxy["ca_file"])
+    answer = b""
+    with (
+        socket.create_connection((proxy["address"], proxy["port"]), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname=proxy["server_name"]) as connection,
+    ):
+        connection.sendall(RAW[kind])
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            while data := connection.recv(65536):
+                answer += data
+    assert answer
+    for secret in ("Authorization", "Set-Cookie", "X-Powered-By", "nginx/", CANARY):
+        assert secret.encode() not in answer
+    for request in requests(sandbox)[before:]:
+        names = [name.lower() for name, _ in request["headers"]]
+        assert request["method"] in ("GET", "HEAD")
+        assert request["target"] in ("/metrics", "/metrics/workers")
+        assert request["authorized"]
+        assert len(names) == len(set(names))
+        assert set(names) <= PASSED_ON
 
 
 def test_only_the_prometheus_cidrs_are_served(sandbox: Sandbox) -> None:
@@ -326,3 +381,15 @@ def test_a_broken_configuration_does_not_hold_back_a_token(sandbox: Sandbox) -> 
     secrets.put_secret_value(SecretId=outputs["bundleSecretArn"], SecretString=good)
     wait(lambda: metric(sandbox, "secret_sync_ok 1.0"), "the sync to be well again")
     assert failed_scrapes(sandbox, began) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_server_that_ends_comes_back(sandbox: Sandbox, number: signal.Signals) -> None:
+    file = sandbox.root / "run/metrics-proxy-server/nginx.pid"
+    old = file.read_text()
+    os.kill(int(old), number)
+    wait(
+        lambda: file.exists() and file.read_text() not in ("", old) and sandbox.proxy_metrics(),
+        "the server to come back",
+    )
+    assert sandbox.get("/metrics")[0] == 200
