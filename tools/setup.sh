@@ -66,7 +66,7 @@ if ! command -v pulumi > /dev/null && ! current .cache/pulumi.stamp tools/pulumi
     version=$(sed -n 's|^require github.com/pulumi/pulumi/pkg/v3 v||p' tools/pulumi/go.mod)
     [ -n "$version" ] || version=$(sed -n 's|.*github.com/pulumi/pulumi/pkg/v3 v\([0-9.]*\).*|\1|p' tools/pulumi/go.mod)
     # without a version at link time the Automation API refuses the CLI
-    step "Pulumi CLI $version (3 min the first time)" build pulumi \
+    step "Pulumi CLI $version (3 to 5 min the first time)" build pulumi \
         "-s -w -X github.com/pulumi/pulumi/sdk/v3/go/common/version.Version=$version" \
         github.com/pulumi/pulumi/pkg/v3/cmd/pulumi
 fi
@@ -74,6 +74,6 @@ fi
 if ! .venv/bin/python -c 'from sandbox.tools import prometheus as p; p(); p("promtool")' 2> /dev/null \
     || { [ -f .cache/prometheus.stamp ] && ! current .cache/prometheus.stamp tools/prometheus/go.{mod,sum}; }; then
     need_go "Prometheus 2.43 or newer"
-    step "Prometheus and promtool (4 min the first time)" build prometheus "-s -w" \
+    step "Prometheus and promtool (4 to 6 min the first time)" build prometheus "-s -w" \
         github.com/prometheus/prometheus/cmd/prometheus github.com/prometheus/prometheus/cmd/promtool
 fi

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import gzip
 import http.client
 import json
@@ -40,6 +41,12 @@ def metric(sandbox: Sandbox, line: str) -> bool:
     return f"metrics_proxy_{line}\n" in (sandbox.proxy_metrics() or "")
 
 
+@functools.cache
+def where(sandbox: Sandbox) -> dict[str, Any]:
+    """Address, port, name and CA of the proxy: the same as long as the sandbox is up."""
+    return dict(sandbox.contract()["proxy"])
+
+
 def raw(
     sandbox: Sandbox,
     target: str,
@@ -49,7 +56,7 @@ def raw(
     source: str = "127.0.0.1",
 ) -> tuple[int, bytes]:
     """A request whose target goes out as it is, from a source address."""
-    proxy = sandbox.contract()["proxy"]
+    proxy = where(sandbox)
     context = ssl.create_default_context(cafile=proxy["ca_file"])
     connection = http.client.HTTPSConnection(
         proxy["address"], proxy["port"], context=context, timeout=10, source_address=(source, 0)
@@ -68,7 +75,7 @@ def raw(
 
 
 def requests(sandbox: Sandbox) -> list[dict[str, Any]]:
-    log = Path(sandbox.contract()["api"]["requests_log"])
+    log = sandbox.api / "requests.jsonl"
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
@@ -177,7 +184,7 @@ PASSED_ON = {
 
 @pytest.mark.parametrize("kind", RAW)
 def test_of_raw_bytes_only_plain_scrapes_reach_the_api(sandbox: Sandbox, kind: str) -> None:
-    proxy, before = sandbox.contract()["proxy"], len(requests(sandbox))
+    proxy, before = where(sandbox), len(requests(sandbox))
     context = ssl.create_default_context(cafile=proxy["ca_file"])
     answer = b""
     with (
