@@ -102,14 +102,19 @@ class Host:
 
     def _stop_server(self) -> None:
         with self._lock:
-            if self._server is None or self._server.poll() is not None:
+            if self._server is None:
                 return
             self._server.send_signal(signal.SIGQUIT)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self._server.wait(10)
-            except subprocess.TimeoutExpired:
-                self._server.kill()
-                self._server.wait()
+            self._kill_server()
+
+    def _kill_server(self) -> None:
+        """As systemd ends a unit's control group: also workers that outlived their master."""
+        if self._server is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._server.pid, signal.SIGKILL)
+            self._server.wait()
 
     def stop(self, *_: object) -> None:
         self._stopping.set()
@@ -123,9 +128,7 @@ class Host:
             return self._start()
 
     def _start(self) -> str:
-        if self._server is not None:
-            with contextlib.suppress(ProcessLookupError):  # workers that outlived their master
-                os.killpg(self._server.pid, signal.SIGKILL)
+        self._kill_server()
         command = self.command(PROXY_UNIT)
         self._server = subprocess.Popen(command, cwd=self.root, start_new_session=True)
         try:
