@@ -48,6 +48,8 @@ class Machine:
         self._config = folder / "sync.json"
         self._environment = {
             "PATH": os.environ["PATH"],
+            # a killed sync leaves its scratch folder behind; on the VM it goes with PrivateTmp=
+            "TMPDIR": str(folder),
             "RUNTIME_DIRECTORY": str(self.run_folder),
             "AWS_ENDPOINT_URL": moto_url,
             "AWS_ACCESS_KEY_ID": "key",

@@ -906,7 +906,7 @@ def program(subnet: str, **change: Any) -> Callable[[], None]:
 class Stack:
     """The engine over `program`."""
 
-    def __init__(self, account: embedded.Account) -> None:
+    def __init__(self, account: embedded.Account, folder: Path) -> None:
         self.account = account
         self.change: dict[str, Any] = {}  # what was deployed last
         self.stack = auto.create_or_select_stack(
@@ -914,6 +914,7 @@ class Stack:
             project_name="providers",
             program=lambda: None,
             opts=auto.LocalWorkspaceOptions(
+                work_dir=str(folder),
                 secrets_provider="passphrase",
                 pulumi_command=auto.PulumiCommand(skip_version_check=True),
             ),
@@ -938,8 +939,8 @@ RESOURCES = 18  # of the program, and the stack itself
 
 
 @pytest.fixture(scope="module")
-def stack(account: embedded.Account) -> Iterator[Stack]:
-    stack = Stack(account)
+def stack(account: embedded.Account, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    stack = Stack(account, tmp_path_factory.mktemp("project"))
     assert stack.run("preview")[0] == {"create": RESOURCES}
     assert stack.run("up")[0] == {"create": RESOURCES}
     yield stack
