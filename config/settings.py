@@ -7,6 +7,7 @@ import ipaddress
 import json
 import re
 import socket
+import ssl
 from collections.abc import Callable, Container, Mapping
 from types import UnionType
 from typing import Annotated, Any, Final, Literal, Self, TypeVar, Union, get_args, get_origin
@@ -139,8 +140,9 @@ def _upstream(value: str) -> str:
         _path(url.path)
     except ValueError as error:
         raise ValueError(f"has a path that {error}") from None
-    if url.scheme == "https":
-        raise ValueError("is https, which is not supported yet")
+    if url.scheme == "https" and re.fullmatch(r"[\d.]+", url.hostname):
+        # nginx and Apache compare a certificate's DNS names only
+        raise ValueError("is https to an address; a certificate can be verified by a name only")
     return value
 
 
@@ -179,9 +181,12 @@ def _not_empty(values: tuple[_T, ...]) -> tuple[_T, ...]:
     return values
 
 
-def _server(value: str) -> str:
-    if value == "apache":
-        raise ValueError("is not supported yet; use nginx")
+def _ca(value: str | None) -> str | None:
+    if value is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=value)
+        except (ssl.SSLError, ValueError):
+            raise ValueError("is no certificate in PEM") from None
     return value
 
 
@@ -206,7 +211,14 @@ class Endpoint(_Model):
     ]
     path: Annotated[str, AfterValidator(_endpoint_path)]
     upstream: Annotated[str, AfterValidator(_upstream)]
-    ca: Annotated[str | None, AfterValidator(_not_yet)] = None
+    ca: Annotated[str | None, AfterValidator(_ca)] = None
+    """The CA of an `https` upstream in PEM, instead of those that Debian trusts."""
+
+    @model_validator(mode="after")
+    def _ca_has_a_use(self) -> Self:
+        if self.ca is not None and not self.upstream.startswith("https:"):
+            raise ValueError("ca is for an https upstream")
+        return self
 
     @property
     def host(self) -> str:
@@ -287,7 +299,7 @@ class Settings(_Model):
         ),
     ] = None
     endpoints: Annotated[tuple[Endpoint, ...], AfterValidator(_not_empty)] = DEFAULT_ENDPOINTS
-    server: Annotated[Server, AfterValidator(_server)] = "nginx"
+    server: Server = "nginx"
     server_name: DnsName = "prometheus-api.local"
     port: Annotated[int, Field(ge=1024, le=65535)] = 9446
     instance_type: Annotated[

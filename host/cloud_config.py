@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import json
 import re
+import textwrap
 import tokenize
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import yaml
 
 from config.settings import NAMESPACE, Settings, SettingsError
-from host.proxy import NGINX, PREFIX, SYNC_COMMANDS, templates
+from host.proxy import APACHE, NGINX, PREFIX, SYNC_COMMANDS, templates
 
 USER_DATA_MAX: Final = 16_384
 """Bytes of raw user data that EC2 takes."""
@@ -21,13 +22,27 @@ STATE: Final = "/run/metrics-proxy/"
 """What the sync brought: generations, the link `current`, its own metrics. Empty at boot."""
 
 SYNC: Final = "/usr/local/lib/metrics-proxy/sync.py"
+WORKER: Final = "/usr/local/lib/metrics-proxy/worker.sh"
 SYNC_CONFIG: Final = "/etc/metrics-proxy/sync.json"
 PROXY_UNIT: Final = "metrics-proxy.service"
 SYNC_UNIT: Final = "metrics-proxy-sync.service"
 SYNC_TIMER: Final = "metrics-proxy-sync.timer"
 
-PACKAGES: Final = {"nginx": ["nginx"]}
-"""Debian packages of each server."""
+SERVERS: Final = {
+    "nginx": {
+        "package": "nginx",
+        "start": f"{NGINX} -p {PREFIX} -c {STATE}current/proxy.conf -g 'daemon off;'",
+        "reload": "HUP",
+        "stop": "SIGQUIT",
+    },
+    "apache": {
+        "package": "apache2",
+        "start": f"{APACHE} -D FOREGROUND -d {STATE}current -f {STATE}current/proxy.conf",
+        "reload": "USR1",
+        "stop": "SIGWINCH",
+    },
+}
+"""What the unit has to know of a server. The package's own unit has the package's name."""
 
 _UNITS: Final = "/etc/systemd/system"
 _SYNC_SOURCE: Final = Path(__file__).with_name("sync.py")
@@ -39,51 +54,30 @@ def render(settings: Settings, region: str, secrets: tuple[str, str]) -> str:
     `secrets` are the names of token and bundle in `region`; a token of somebody else's is known by
     the settings.
     """
+    package = SERVERS[settings.server]["package"]
     document = {
         "package_update": True,
-        "packages": [
-            *PACKAGES[settings.server],
-            "polkitd",
-            "python3-boto3",
-            "python3-prometheus-client",
-        ],
-        "users": [
-            "default",
-            {
-                "name": "metrics-proxy",
-                "system": True,
-                "no_create_home": True,
-                "shell": "/usr/sbin/nologin",
-            },
-            {
-                "name": "metrics-sync",
-                "system": True,
-                "no_create_home": True,
-                "no_user_group": True,
-                "primary_group": "metrics-proxy",
-                "shell": "/usr/sbin/nologin",
-            },
-        ],
+        "packages": [package, "polkitd", "python3-boto3", "python3-prometheus-client"],
         # The package must not start its own unit when it is installed; nothing listens but
         # the proxy.
         "bootcmd": [
             [
                 *("cloud-init-per", "once", "mask", "systemctl", "mask", "--now"),
-                *(f"{settings.server}.service", "ssh.service", "ssh.socket"),
+                *(f"{package}.service", "ssh.service", "ssh.socket"),
             ]
         ],
-        "write_files": [
-            _file(path, text) for path, text in _files(settings, region, *secrets).items()
-        ],
         "runcmd": [
+            ["systemd-sysusers"],
             ["systemctl", "daemon-reload"],
             ["systemctl", "restart", "systemd-resolved.service", "systemd-timesyncd.service"],
             ["systemctl", "enable", "--now", SYNC_TIMER],
         ],
     }
-    text = "#cloud-config\n" + yaml.dump(
-        document, Dumper=_Dumper, sort_keys=False, width=1000, allow_unicode=True
-    )
+    text = "#cloud-config\n" + yaml.safe_dump(document, sort_keys=False) + "write_files:\n"
+    for path, content in _files(settings, region, *secrets).items():
+        # the least indentation that YAML allows: user data has 16 KB
+        block = textwrap.indent(content, "   ")
+        text += f"- path: {path}\n  content: |\n{block}"
     size = len(text.encode())
     if size > USER_DATA_MAX:
         raise SettingsError(
@@ -105,27 +99,30 @@ def _files(
     }
     names = {
         "interval": settings.sync_interval,
-        "nginx": NGINX,
         "port": settings.port,
-        "prefix": PREFIX,
-        "state": STATE,
+        "server": settings.server,
         "sync": SYNC,
         "sync_config": SYNC_CONFIG,
+        "unit": SERVERS[settings.server],
+        "worker": WORKER,
     }
 
     def unit(template: str) -> str:
-        text = templates.get_template(f"{template}.j2").render(names)
-        # comments stay in the repository: user data has 16 KB
-        return re.sub(r"(?m)^(#|//).*\n", "", text)
+        text = templates.get_template(template).render(names)
+        # comments and wide indentation stay in the repository: user data has 16 KB
+        text = re.sub(r"(?m)^ *(#|//).*\n", "", text)
+        return re.sub(r"(?m)^(?: {4})+", lambda found: " " * (len(found[0]) // 4), text)
 
     return {
         SYNC: compact(_SYNC_SOURCE.read_text()),
         SYNC_CONFIG: json.dumps(sync_config, indent=0) + "\n",
-        f"{_UNITS}/{PROXY_UNIT}": unit(PROXY_UNIT),
-        f"{_UNITS}/{SYNC_UNIT}": unit(SYNC_UNIT),
-        f"{_UNITS}/{SYNC_TIMER}": unit(SYNC_TIMER),
-        f"{_UNITS}/metrics-.service.d/hardening.conf": unit("hardening.conf"),
-        "/etc/polkit-1/rules.d/50-metrics-proxy.rules": unit("polkit.rules"),
+        WORKER: unit("worker.sh"),
+        f"{_UNITS}/{PROXY_UNIT}": unit(f"{PROXY_UNIT}.j2"),
+        f"{_UNITS}/{SYNC_UNIT}": unit(f"{SYNC_UNIT}.j2"),
+        f"{_UNITS}/{SYNC_TIMER}": unit(f"{SYNC_TIMER}.j2"),
+        f"{_UNITS}/metrics-.service.d/hardening.conf": unit("hardening.conf.j2"),
+        "/etc/sysusers.d/metrics-proxy.conf": "u metrics-proxy\nu metrics-sync -:metrics-proxy\n",
+        "/etc/polkit-1/rules.d/50-metrics-proxy.rules": unit("polkit.rules.j2"),
         "/etc/systemd/resolved.conf.d/metrics-proxy.conf": "[Resolve]\nLLMNR=no\nMulticastDNS=no\n"
         "ResolveUnicastSingleLabel=yes\nStaleRetentionSec=1d\n",
         "/etc/systemd/timesyncd.conf.d/metrics-proxy.conf": "[Time]\nNTP=169.254.169.123\n",
@@ -167,20 +164,3 @@ def compact(source: str) -> str:
         for number, line in enumerate(lines)
         if keep[number]
     )
-
-
-def _file(path: str, text: str) -> dict[str, Any]:
-    """A `write_files` entry. cloud-init's own default mode is 0644, owner root."""
-    return {"path": path, "content": text}
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes text of several lines as it is, in block style."""
-
-
-def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in value else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
-
-
-_Dumper.add_representer(str, _text)

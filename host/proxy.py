@@ -22,13 +22,27 @@ PREFIX: Final = "/run/metrics-proxy-server/"
 """The server's own folder: pid file and temporary files."""
 
 NGINX: Final = "/usr/sbin/nginx"
+APACHE: Final = "/usr/sbin/apache2"
+
+SYSTEM_CA: Final = "/etc/ssl/certs/ca-certificates.crt"
+"""The CAs that Debian trusts, for `https` upstreams without a `ca` of their own."""
+
+LIMITS: Final = {"connections": 64, "burst": 1000, "seconds": 10}
+"""What one client may do. Prometheus keeps one connection for each endpoint: 64 are 20 of them
+behind one address, at the default endpoints. 1,000 requests in 10 s are 100 endpoints scraped every
+second; whoever asks more often gets a 429. nginx only: Apache has no limits per client."""
 
 SYNC_COMMANDS: Final[dict[str, dict[str, Any]]] = {
     "nginx": {
         "test": [NGINX, "-t", "-q", "-p", "{scratch}/", "-c", "{generation}/proxy.conf"],
         "token_line": 'proxy_set_header Authorization "Bearer {token}";\n',
         "no_token_line": "return 503;\n",
-    }
+    },
+    "apache": {
+        "test": [APACHE, "-t", "-d", "{generation}", "-f", "{generation}/proxy.conf"],
+        "token_line": 'RequestHeader set Authorization "Bearer {token}"\n',
+        "no_token_line": 'RewriteRule "^" "-" [R=503]\n',
+    },
 }
 """What the sync has to know of a server: its config test, and its include with or without token."""
 
@@ -62,8 +76,15 @@ def render(settings: Settings) -> str:
         server_name=settings.server_name,
         proxy_path=PROXY_PATH,
         prometheus_cidrs=settings.prometheus_cidrs,
+        system_ca=SYSTEM_CA,
+        limits=LIMITS,
         endpoints=[
-            {"name": e.name, "path": e.path, "url": upstream_url(e, settings.search_domain)}
+            {
+                "name": e.name,
+                "path": e.path,
+                "url": upstream_url(e, settings.search_domain),
+                "ca": e.ca and f"ca-{e.name}.pem",  # written by the sync
+            }
             for e in settings.endpoints
         ],
     )
@@ -77,7 +98,12 @@ def bundle(settings: Settings) -> dict[str, Any]:
     document = {
         "configuration": render(settings),
         "endpoints": [
-            {"name": e.name, "path": e.path, "upstream": upstream_url(e, settings.search_domain)}
+            {
+                "name": e.name,
+                "path": e.path,
+                "upstream": upstream_url(e, settings.search_domain),
+                **({"ca": e.ca} if e.ca else {}),
+            }
             for e in settings.endpoints
         ],
     }

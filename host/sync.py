@@ -101,9 +101,10 @@ def validate(part: str, text: str) -> Files:
         return {f"{name}.pem": bundle[name].encode() for name in ("certificate", "key")}
     conf, listed = bundle["configuration"].encode(), bundle["endpoints"]
     files = {"proxy.conf": conf, "endpoints.json": json.dumps(listed).encode()}
-    if not conf.strip() or not 0 < len(endpoints(files)) == len(listed):
+    named = endpoints(files)
+    if not conf.strip() or not 0 < len(named) == len(listed):
         raise ValueError
-    return files
+    return files | {f"ca-{name}.pem": ca.encode() for name, (_, ca) in named.items() if ca}
 
 
 def ask(upstream: str, ca: str | None, bearer: str) -> tuple[int, float]:
@@ -152,13 +153,13 @@ def certificate_end(folder: str) -> int:
 
 
 def command(name: str, seconds: int, generation: str, files: Files) -> None:
-    """Run a command; refuse with the first line it says, without secrets."""
+    """Run a command; refuse with what it says, without secrets."""
     with TemporaryDirectory() as scratch, Path(scratch, "said").open("w+") as said:
         places = {"scratch": scratch, "generation": Path(generation).absolute()}
         argv = [word.format(**places) for word in settings[name]]
         done = run(["timeout", f"{seconds}", *argv], stdin=DEVNULL, stdout=said, stderr=said)
         said.seek(0)
-        line = said.readline().strip()
+        line = " ".join(said.read(500).split())
     if done.returncode:
         for secret in [token(files), *files["key.pem"].decode().split()]:
             line = line.replace(secret or "\n", "***")

@@ -11,7 +11,6 @@ import argparse
 import configparser
 import contextlib
 import os
-import pwd
 import shlex
 import shutil
 import signal
@@ -19,16 +18,22 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import yaml
 
 from host.cloud_config import PROXY_UNIT, SYNC_TIMER, SYNC_UNIT
 from sandbox.aws import Account
+from sandbox.processes import wait
 
 UNITS = Path("etc/systemd/system")
 CONTROL = "control.sock"
 _MOVED = ("/run/metrics-proxy", "/etc/metrics-proxy", "/usr/local/lib/metrics-proxy")
+# The server is not to be root, which on the machine it never is: nginx would give its workers to
+# another user, and Apache would not start. As nobody in a user namespace it is root's own user seen
+# from outside, and may read these folders.
+_NOT_ROOT = ("unshare", "--user", "--map-user=65534", "--map-group=65534")
 
 
 def lay_out(user_data: str, root: Path) -> None:
@@ -74,16 +79,15 @@ class Host:
         parser.read(self.root / UNITS / name)
         return parser
 
-    def command(self, unit: str) -> list[str]:
-        """A unit's `ExecStart=`, with the machine's folders moved below the root."""
-        words = shlex.split(self.unit(unit)["Service"]["ExecStart"])
+    def command(self, unit: str, key: str = "ExecStart") -> list[str]:
+        """A unit's command, with the machine's folders moved below the root."""
+        words = shlex.split(self.unit(unit)["Service"][key])
         words = [f"{self.root}{w}" if w.startswith(_MOVED) else w for w in words]
-        # root's nginx would give its workers to another user, who may not read these folders
-        stay = f"daemon off; user {pwd.getpwuid(os.geteuid()).pw_name};"
-        swap = {"/usr/bin/python3": sys.executable} | (
-            {"daemon off;": stay} if os.geteuid() == 0 else {}
-        )
-        return [swap.get(word, word) for word in words]
+        return [sys.executable if word == "/usr/bin/python3" else word for word in words]
+
+    def server_command(self) -> list[str]:
+        """The server's `ExecStart=`, as a user that is not root."""
+        return [*(_NOT_ROOT if os.geteuid() == 0 else ()), *self.command(PROXY_UNIT)]
 
     def run(self) -> None:
         """The sync at the timer's interval, until `stop`."""
@@ -104,7 +108,8 @@ class Host:
         with self._lock:
             if self._server is None:
                 return
-            self._server.send_signal(signal.SIGQUIT)
+            stop = self.unit(PROXY_UNIT)["Service"]["KillSignal"]
+            self._server.send_signal(signal.Signals[stop])
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._server.wait(10)
             self._kill_server()
@@ -123,19 +128,29 @@ class Host:
         """Reload the server, or start it; what went wrong, or nothing."""
         with self._lock:
             if self._server is not None and self._server.poll() is None:
-                self._server.send_signal(signal.SIGHUP)
-                return ""
+                return self._tell(self._server, "ExecReload")
             return self._start()
 
     def _start(self) -> str:
         self._kill_server()
-        command = self.command(PROXY_UNIT)
-        self._server = subprocess.Popen(command, cwd=self.root, start_new_session=True)
-        try:
-            status = self._server.wait(0.3)  # a bad configuration ends it within milliseconds
-        except subprocess.TimeoutExpired:
-            return ""
-        return f"{PROXY_UNIT} ended with status {status}"
+        server = subprocess.Popen(self.server_command(), cwd=self.root, start_new_session=True)
+        self._server = server
+        name = Path(self.command(PROXY_UNIT)[0]).name
+        comm = Path(f"/proc/{server.pid}/comm")
+        wait(lambda: comm.read_text().strip() == name or server.poll() is not None, name)
+        return self._tell(server, "ExecStartPost")
+
+    def _tell(self, server: subprocess.Popen[bytes], key: str) -> str:
+        """Run one of the unit's commands beside the server; what went wrong, or nothing."""
+        environment = {**os.environ, "MAINPID": str(server.pid)}
+        teller = subprocess.Popen(self.command(PROXY_UNIT, key), env=environment)
+        while teller.poll() is None and server.poll() is None:
+            time.sleep(0.02)
+        if server.returncode is not None:
+            teller.kill()
+            teller.wait()
+            return f"{PROXY_UNIT} ended with status {server.returncode}"
+        return f"{PROXY_UNIT}: {key} ended with {teller.returncode}" if teller.returncode else ""
 
     def _keep_server(self) -> None:
         """`Restart=always`, `RestartSec=1`."""

@@ -26,7 +26,7 @@ current() { # current STAMP FILES...: whether STAMP was made from these files as
 stamp() { cat "${@:2}" | sha256sum > "$1"; }
 
 # Debian packages, by the program that each brings
-programs=(nginx:nginx openssl:openssl)
+programs=(nginx:nginx apache2:apache2 openssl:openssl)
 [ "$what" = test ] && programs+=(systemd-analyze:systemd npm:npm)
 missing=()
 for entry in "${programs[@]}"; do

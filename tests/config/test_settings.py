@@ -70,7 +70,6 @@ def endpoint(**changes: object) -> dict[str, object]:
         ({"port": "http"}, "port", "valid integer"),
         ({"port": True}, "port", "valid integer"),
         ({"server": "caddy"}, "server", "'nginx' or 'apache'"),
-        ({"server": "apache"}, "server", "is not supported yet"),
         ({"serverName": "Proxy.local"}, "serverName", "DNS name in lower case"),
         ({"searchDomain": "not_a_name"}, "searchDomain", "DNS name"),
         ({"subnetId": "vpc-0123456789abcdef0"}, "subnetId", "a subnet id"),
@@ -263,7 +262,7 @@ def test_an_endpoint_path_that_a_server_could_read_in_two_ways_is_refused(
     ("changes", "key", "problem"),
     [
         ({"name": "A b"}, "name", "is not a name"),
-        ({"ca": "internal.pem"}, "ca", "is not supported yet"),
+        ({"ca": "internal.pem", "upstream": "https://a/m"}, "ca", "is no certificate in PEM"),
         ({"header": "x"}, "header", "is no setting"),
     ],
 )
@@ -292,7 +291,7 @@ def test_the_rest_of_an_endpoint_is_checked(
         ("http://api/$a", "has a path that carries a character"),
         ("http://a;b/metrics", "has no usable host"),
         ("HTTP://api/metrics", "is spelt in an unusual way; write http://api/metrics"),
-        ("https://api/metrics", "is https, which is not supported yet"),
+        ("https://10.0.0.7/metrics", "is https to an address"),
         ("http://127.1/metrics", "spells an address in an unusual way; write 127.0.0.1"),
         *(
             (f"http://{host}/metrics", "names 169.254.169.254, which is no host's (link-local)")

@@ -55,103 +55,157 @@ def certificate() -> tuple[str, str]:
     return self_signed("proxy")
 
 
-@pytest.fixture
-def nginx(tmp_path: Path, certificate: tuple[str, str]) -> Callable[..., str]:
-    """nginx' own test of a configuration: what it complains about, or nothing."""
+Complaints = Callable[..., str]
 
-    def test(configuration: str, **files: str) -> str:
+
+@pytest.fixture
+def complaints_of(tmp_path: Path, certificate: tuple[str, str]) -> Complaints:
+    """A server's own test of a configuration: what it complains about, or nothing."""
+
+    def test(server: str, configuration: str, token: str | None = None, **files: str) -> str:
         generation, scratch = tmp_path / "generation", tmp_path / "scratch"
         generation.mkdir(exist_ok=True)
         scratch.mkdir(exist_ok=True)
         (generation / "certificate.pem").write_text(certificate[0])
         (generation / "key.pem").write_text(certificate[1])
-        for name, text in {"proxy": configuration, **files}.items():
-            (generation / f"{name}.conf").write_text(text)
+        (generation / "proxy.conf").write_text(configuration)
+        if token is not None:
+            line = {"": "no_token_line"}.get(token, "token_line")
+            text = proxy.SYNC_COMMANDS[server][line].replace("{token}", token)
+            (generation / "token.conf").write_text(text)
+        for name, text in files.items():
+            (generation / f"{name}.pem").write_text(text)
         places = {"generation": str(generation), "scratch": str(scratch)}
-        command = [word.format(**places) for word in proxy.SYNC_COMMANDS["nginx"]["test"]]
+        command = [word.format(**places) for word in proxy.SYNC_COMMANDS[server]["test"]]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert (done.returncode == 0) == (not done.stderr), done.stderr
-        return done.stderr
+        said = done.stderr.replace("Syntax OK\n", "")
+        assert (done.returncode == 0) == (not said), said
+        return said
 
     return test
 
 
-TOKEN_LINE = proxy.SYNC_COMMANDS["nginx"]["token_line"].replace("{token}", "t" * 3900)
-NO_TOKEN_LINE = proxy.SYNC_COMMANDS["nginx"]["no_token_line"]
+SERVERS = ("nginx", "apache")
+TOKEN = "t" * 3900
 
 
-@pytest.mark.parametrize("line", [TOKEN_LINE, NO_TOKEN_LINE], ids=["token", "no token"])
+@pytest.mark.parametrize("token", [TOKEN, ""], ids=["token", "no token"])
 @pytest.mark.parametrize(
     "config",
     [{}, {"searchDomain": "dev.example.internal"}, {"endpoints": ENDPOINTS}],
     ids=["default", "search domain", "several endpoints"],
 )
-def test_nginx_accepts_the_configuration(
-    make: Make, nginx: Callable[..., str], config: dict[str, object], line: str
+@pytest.mark.parametrize("server", SERVERS)
+def test_the_server_accepts_the_configuration(
+    make: Make, complaints_of: Complaints, server: str, config: dict[str, object], token: str
 ) -> None:
-    assert nginx(proxy.render(make(**config)), token=line) == ""
+    assert complaints_of(server, proxy.render(make(server=server, **config)), token) == ""
 
 
-def test_nginx_refuses_a_misspelt_directive(make: Make, nginx: Callable[..., str]) -> None:
-    text = proxy.render(make())
-    misspelt = text.replace("proxy_pass_request_body", "proxy_pass_request_bodyy")
-    assert misspelt != text
-    assert 'unknown directive "proxy_pass_request_bodyy"' in nginx(misspelt, token=TOKEN_LINE)
-
-
-def test_nginx_refuses_to_start_without_its_token_file(
-    make: Make, nginx: Callable[..., str]
+@pytest.mark.parametrize("server", SERVERS)
+def test_the_server_accepts_an_upstream_of_its_own_ca(
+    make: Make, complaints_of: Complaints, certificate: tuple[str, str], server: str
 ) -> None:
-    complaint = nginx(proxy.render(make()))
-    assert "token.conf" in complaint
-    assert "No such file or directory" in complaint
-
-
-def test_nginx_refuses_a_token_longer_than_the_settings_allow(
-    make: Make, nginx: Callable[..., str]
-) -> None:
-    line = proxy.SYNC_COMMANDS["nginx"]["token_line"].replace("{token}", "t" * 4200)
-    assert "too long parameter" in nginx(proxy.render(make()), token=line)
-
-
-def routes(configuration: str) -> dict[str, str]:
-    """Pattern → target of the configuration's map."""
-    found = re.search(r"map \$request_uri \$target \{\n(.*?)\n    \}", configuration, re.S)
-    assert found
-    lines = re.findall(r'^\s*"?([^"\s]+)"? "([^"]*)";', found[1], re.M)
-    assert len(lines) == len(found[1].splitlines())
-    return dict(lines)
-
-
-def test_every_route_is_one_whole_raw_path(make: Make) -> None:
-    found = routes(proxy.render(make(endpoints=ENDPOINTS)))
-    paths = ["/metrics/proxy", *(e["path"] for e in ENDPOINTS)]
-    assert list(found) == ["default", *(rf"~^{re.escape(path)}\z" for path in paths)]
-    assert list(found.values()) == ["", "own", *(e["upstream"] for e in ENDPOINTS)]
+    own = {"name": "own", "path": "/own", "upstream": "https://a/m", "ca": certificate[0]}
+    text = proxy.render(make(server=server, endpoints=[*ENDPOINTS, own]))
+    assert complaints_of(server, text, TOKEN, **{"ca-own": certificate[0]}) == ""
+    assert "ca-own.pem" in text
 
 
 @pytest.mark.parametrize(
-    "uri",
+    ("server", "word", "complaint"),
     [
-        "/metrics/v1x0/a_b~c",
-        "/metrics/v1.0/a_b~c/",
-        "/metrics/v1.0/a_b~c?x",
-        "//metrics",
-        "/METRICS",
-        "/metrics\n",
-        "/metrics/%70roxy",
-        "/x/metrics",
+        ("nginx", "proxy_pass_request_body", 'unknown directive "proxy_pass_request_bodyy"'),
+        ("apache", "ProxyAddHeaders", "Invalid command 'ProxyAddHeadersy'"),
+        ("apache", "local listed", "Lua Error"),
     ],
 )
-def test_a_uri_that_is_no_path_to_the_letter_has_no_route(make: Make, uri: str) -> None:
-    patterns = [p[1:] for p in routes(proxy.render(make(endpoints=ENDPOINTS))) if p[0] == "~"]
-    assert [p for p in patterns if re.search(p.replace(r"\z", r"\Z"), uri)] == []
+def test_the_server_refuses_a_misspelt_directive(
+    make: Make, complaints_of: Complaints, server: str, word: str, complaint: str
+) -> None:
+    text = proxy.render(make(server=server))
+    misspelt = text.replace(word, f"{word}y" if " " not in word else word.replace(" ", "y "))
+    assert misspelt != text
+    assert complaint in complaints_of(server, misspelt, TOKEN)
 
 
-def test_only_the_named_networks_are_let_in(make: Make) -> None:
-    lines = proxy.render(make(prometheusCidrs=["10.1.0.0/16", "10.2.0.7/32"])).splitlines()
-    rules = [line.strip() for line in lines if re.match(r"\s*(allow|deny)\b", line)]
-    assert rules == ["allow 10.1.0.0/16;", "allow 10.2.0.7/32;", "deny all;"]
+@pytest.mark.parametrize("server", SERVERS)
+def test_the_server_refuses_to_start_without_its_token_file(
+    make: Make, complaints_of: Complaints, server: str
+) -> None:
+    complaint = complaints_of(server, proxy.render(make(server=server)))
+    assert "token.conf" in complaint
+    assert re.search("no such file", complaint, re.IGNORECASE)
+
+
+def test_nginx_refuses_a_token_longer_than_the_settings_allow(
+    make: Make, complaints_of: Complaints
+) -> None:
+    complaint = complaints_of("nginx", proxy.render(make()), "t" * 4200)
+    assert "too long parameter" in complaint
+
+
+def routes(configuration: str) -> dict[str, str]:
+    """Pattern of the request line → target, of nginx' map or of Apache's rules."""
+    found = re.search(r"map \$request \$target \{\n(.*?)\n    \}", configuration, re.S)
+    if not found:
+        rule = r'RewriteCond "%\{THE_REQUEST\}" "([^"]*)"\nRewriteRule "\^" "([^"]*)" \[(?:P|END)\]'
+        pairs = re.findall(rule, configuration)
+        assert len(pairs) == configuration.count("THE_REQUEST")
+        return dict(pairs)
+    lines = re.findall(r'^\s*"~(.*?)" "([^"]*)";', found[1], re.M)
+    assert len(lines) == len(found[1].splitlines()) - 1
+    return dict(lines)
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_every_route_is_one_whole_request_line(make: Make, server: str) -> None:
+    found = routes(proxy.render(make(server=server, endpoints=ENDPOINTS)))
+    lines = [f"GET {path} HTTP/1.1" for path in ("/metrics/proxy", *(e["path"] for e in ENDPOINTS))]
+    for pattern, line in zip(found, lines, strict=True):
+        anchored = pattern.replace(r"\z", r"\Z")
+        assert [one for one in lines if re.search(anchored, one)] == [line]
+        assert re.search(anchored, line.replace("GET", "HEAD").replace("1.1", "1.0"))
+    assert list(found.values())[1:] == [e["upstream"] for e in ENDPOINTS]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "GET /metrics/v1x0/a_b~c HTTP/1.1",
+        "GET /metrics/v1.0/a_b~c/ HTTP/1.1",
+        "GET /metrics/v1.0/a_b~c?x HTTP/1.1",
+        "GET //metrics HTTP/1.1",
+        "GET /METRICS HTTP/1.1",
+        "GET  /metrics HTTP/1.1",
+        "GET /metrics",
+        "GET /metrics HTTP/2.0",
+        "GET http://other/metrics HTTP/1.1",
+        "GET /metrics/%70roxy HTTP/1.1",
+        "GET /x/metrics HTTP/1.1",
+        "GET /metrics HTTP/1.1 HTTP/1.1",
+    ],
+)
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_request_line_that_is_none_to_the_letter_has_no_route(
+    make: Make, server: str, line: str
+) -> None:
+    patterns = routes(proxy.render(make(server=server, endpoints=ENDPOINTS)))
+    assert [p for p in patterns if re.search(p.replace(r"\z", r"\Z"), line)] == []
+
+
+@pytest.mark.parametrize(
+    ("server", "expected"),
+    [
+        ("nginx", ["allow 10.1.0.0/16;", "allow 10.2.0.7/32;", "deny all;"]),
+        ("apache", ["Require ip 10.1.0.0/16", "Require ip 10.2.0.7/32"]),
+    ],
+)
+def test_only_the_named_networks_are_let_in(make: Make, server: str, expected: list[str]) -> None:
+    settings = make(server=server, prometheusCidrs=["10.1.0.0/16", "10.2.0.7/32"])
+    lines = proxy.render(settings).splitlines()
+    rules = [line.strip() for line in lines if re.match(r"\s*(allow|deny|Require)\b", line)]
+    assert rules == expected
 
 
 @pytest.mark.parametrize(
@@ -172,7 +226,7 @@ def test_the_search_domain_is_appended_to_a_single_label(
         config["searchDomain"] = domain
     bundle = proxy.bundle(make(**config))
     assert bundle["endpoints"] == [{"name": "a", "path": "/a", "upstream": url}]
-    assert routes(bundle["configuration"])[r"~^/a\z"] == url
+    assert url in routes(bundle["configuration"]).values()
 
 
 def test_the_bundle_is_the_configuration_and_the_endpoints_to_probe(make: Make) -> None:
@@ -376,8 +430,9 @@ def complaints(written: list[Path]) -> str:
     return done.stderr.strip() or ("" if done.returncode == 0 else f"exit {done.returncode}")
 
 
-def test_systemd_accepts_the_units(make: Make, tmp_path: Path) -> None:
-    written = install(units(make()), tmp_path)
+@pytest.mark.parametrize("server", SERVERS)
+def test_systemd_accepts_the_units(make: Make, tmp_path: Path, server: str) -> None:
+    written = install(units(make(server=server)), tmp_path)
     assert sorted(file.name for file in written) == [
         "metrics-proxy-sync.service",
         "metrics-proxy-sync.timer",
@@ -425,16 +480,15 @@ def test_the_units_carry_port_and_interval(make: Make) -> None:
     assert "OnUnitInactiveSec=61\n" in found[UNITS + "metrics-proxy-sync.timer"]
 
 
-def test_the_machine_starts_nothing_by_itself_but_the_timer(make: Make) -> None:
-    document: dict[str, Any] = yaml.safe_load(user_data(make()))
+@pytest.mark.parametrize(("server", "package"), [("nginx", "nginx"), ("apache", "apache2")])
+def test_the_machine_starts_nothing_by_itself_but_the_timer(
+    make: Make, server: str, package: str
+) -> None:
+    document: dict[str, Any] = yaml.safe_load(user_data(make(server=server)))
     assert document["runcmd"][-1] == ["systemctl", "enable", "--now", "metrics-proxy-sync.timer"]
+    assert document["packages"][0] == package
     [boot] = document["bootcmd"]
-    assert boot[-3:] == ["nginx.service", "ssh.service", "ssh.socket"]
-    assert [user if isinstance(user, str) else user["name"] for user in document["users"]] == [
-        "default",
-        "metrics-proxy",
-        "metrics-sync",
-    ]
+    assert boot[-3:] == [f"{package}.service", "ssh.service", "ssh.socket"]
 
 
 def test_the_sync_may_reload_the_proxy_and_nothing_else(make: Make) -> None:
@@ -450,9 +504,10 @@ def test_the_sync_may_reload_the_proxy_and_nothing_else(make: Make) -> None:
     assert rule.count("polkit.Result") == 1
 
 
-def test_the_longest_names_still_fit_into_user_data(make: Make) -> None:
+@pytest.mark.parametrize("server", SERVERS)
+def test_the_longest_names_still_fit_into_user_data(make: Make, server: str) -> None:
     arn = "arn:aws-us-gov:secretsmanager:us-gov-west-1:123456789012:secret:" + "x" * 120
-    settings = make(adminTokenSecretArn=arn, port=65535, syncInterval=3600)
+    settings = make(server=server, adminTokenSecretArn=arn, port=65535, syncInterval=3600)
     stack = "s" * 36
     secrets = (f"metrics-proxy/{stack}/admin-token", f"metrics-proxy/{stack}/bundle")
     text = cloud_config.render(settings, "us-gov-west-1", secrets)

@@ -91,7 +91,7 @@ def test_a_stack_lives_from_preview_to_destroy(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("server", "apache", 'metrics-proxy:server: "apache" is not supported yet; use nginx'),
+        ("server", "caddy", 'metrics-proxy:server: "caddy" should be '),
         ("colour", "red", 'metrics-proxy:colour: "red" is no setting'),
         (
             "grafana",
