@@ -24,5 +24,6 @@ check: ## ruff and mypy
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m mypy
 
-generate: ## render the Workers section into the committed dashboard
+generate: ## render what is committed in ops/: the dashboard's Workers section, the proxy configurations
 	@$(PYTHON) -m monitoring.dashboard ops/grafana/dashboard-sba.json
+	@$(PYTHON) -m host.proxy ops/proxy

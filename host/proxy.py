@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -46,7 +47,7 @@ SYNC_COMMANDS: Final[dict[str, dict[str, Any]]] = {
 }
 """What the sync has to know of a server: its config test, and its include with or without token."""
 
-HEADER: Final = "Rendered by the Pulumi program metrics-proxy; changes made here are lost."
+HEADER: Final = "Rendered by the Pulumi program metrics-proxy."
 
 templates: Final = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -68,10 +69,14 @@ def upstream_url(endpoint: Endpoint, search_domain: str | None) -> str:
     return url._replace(netloc=f"{endpoint.host}.{search_domain}{port}").geturl()
 
 
-def render(settings: Settings) -> str:
-    """The configuration of the stack's server."""
+def render(settings: Settings, *, on_host: bool = True) -> str:
+    """The configuration of the stack's server.
+
+    `on_host` says that the sync runs beside it: there is its own document, and a generation's place.
+    """
     return templates.get_template(f"{settings.server}.conf.j2").render(
         header=HEADER,
+        on_host=on_host,
         port=settings.port,
         server_name=settings.server_name,
         proxy_path=PROXY_PATH,
@@ -115,3 +120,24 @@ def bundle(settings: Settings) -> dict[str, Any]:
             f"more than the {SECRET_MAX:,} that Secrets Manager can hold"
         )
     return document
+
+
+def by_hand(server: str) -> str:
+    """The configuration for people without Pulumi, with the requirement's addresses to be replaced."""
+    config = {
+        "subnetId": "subnet-00000000",
+        "prometheusCidrs": '["10.20.0.0/16"]',
+        "apiCidrs": '["10.0.0.0/16"]',
+        "server": server,
+    }
+    return render(Settings.parse("by-hand", config, has_token=True), on_host=False)
+
+
+def main() -> None:
+    """Write the configurations for people without Pulumi into a folder: `make generate`."""
+    for server in SYNC_COMMANDS:
+        Path(sys.argv[1], f"{server}-prometheus-auth.conf").write_text(by_hand(server))
+
+
+if __name__ == "__main__":
+    main()

@@ -159,6 +159,15 @@ def routes(configuration: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("server", SERVERS)
+def test_the_committed_configuration_is_the_rendered_one(
+    complaints_of: Complaints, server: str
+) -> None:
+    text = Path(f"ops/proxy/{server}-prometheus-auth.conf").read_text()
+    assert text == proxy.by_hand(server), "run: make generate"
+    assert complaints_of(server, text, TOKEN) == ""
+
+
+@pytest.mark.parametrize("server", SERVERS)
 def test_every_route_is_one_whole_request_line(make: Make, server: str) -> None:
     found = routes(proxy.render(make(server=server, endpoints=ENDPOINTS)))
     lines = [f"GET {path} HTTP/1.1" for path in ("/metrics/proxy", *(e["path"] for e in ENDPOINTS))]
