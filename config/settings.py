@@ -331,6 +331,14 @@ class Settings(_Model):
                 if value in seen:
                     raise ValueError(f"endpoints: the {attribute} {value!r} is used twice")
                 seen.add(value)
+        authorities: dict[str, str | None] = {}
+        for endpoint in self.endpoints:
+            server = urlsplit(endpoint.upstream)
+            if (
+                authorities.setdefault(f"{server.scheme}://{server.netloc}", endpoint.ca)
+                != endpoint.ca
+            ):
+                raise ValueError(f"endpoints: {server.netloc} is given two different CAs")
         return self
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import re
@@ -130,11 +131,12 @@ def _files(
 
 
 def compact(source: str) -> str:
-    """Python without comments, docstrings and blank lines, a block indented by one space.
+    """Python without comments, docstrings, annotations and blank lines, indented by single spaces.
 
-    The same program in three quarters of the bytes, still text that one can read; and, unlike what
-    a compressor writes, the same on every machine, so that nobody's tools replace the VM.
+    The same program in two thirds of the bytes, still text that one can read; and, unlike what a
+    compressor writes, the same on every machine, so that nobody's tools replace the VM.
     """
+    source = _without_annotations(source)
     lines = source.splitlines()
     keep = [bool(line.strip()) for line in lines]
     inside: set[int] = set()  # lines that begin within a string: their indentation is its text
@@ -164,3 +166,26 @@ def compact(source: str) -> str:
         for number, line in enumerate(lines)
         if keep[number]
     )
+
+
+def _without_annotations(source: str) -> str:
+    """Python without the annotations of arguments, results and assigned names."""
+    text = source.encode()  # columns of a syntax tree are bytes
+    begins = [0, *(found.end() for found in re.finditer(b"\n", text))]
+
+    def span(node: ast.expr | ast.arg) -> tuple[int, int]:
+        last, column = node.end_lineno or 0, node.end_col_offset or 0
+        return begins[node.lineno - 1] + node.col_offset, begins[last - 1] + column
+
+    cuts = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef) and node.returns:
+            begin, end = span(node.returns)
+            cuts.append((text.rindex(b" ->", 0, begin), end))
+        elif isinstance(node, ast.arg) and node.annotation:
+            cuts.append((span(node)[0] + len(node.arg.encode()), span(node.annotation)[1]))
+        elif isinstance(node, ast.AnnAssign) and node.value:
+            cuts.append((span(node.target)[1], span(node.annotation)[1]))
+    for begin, end in sorted(cuts, reverse=True):
+        text = text[:begin] + text[end:]
+    return text.decode()

@@ -72,7 +72,7 @@ def upstream_url(endpoint: Endpoint, search_domain: str | None) -> str:
 def render(settings: Settings, *, on_host: bool = True) -> str:
     """The configuration of the stack's server.
 
-    `on_host` says that the sync runs beside it: there is its own document, and a generation's place.
+    `on_host`: the sync runs beside it, so its own document is served, and paths are a generation's.
     """
     return templates.get_template(f"{settings.server}.conf.j2").render(
         header=HEADER,
@@ -123,7 +123,7 @@ def bundle(settings: Settings) -> dict[str, Any]:
 
 
 def by_hand(server: str) -> str:
-    """The configuration for people without Pulumi, with the requirement's addresses to be replaced."""
+    """The configuration for people without Pulumi; they put their own addresses into it."""
     config = {
         "subnetId": "subnet-00000000",
         "prometheusCidrs": '["10.20.0.0/16"]',

@@ -32,11 +32,12 @@ REASONS = [
 ]
 PROBE_SECONDS = 5
 Files = dict[str, bytes]
+Upstream = tuple[str, str | None]  # URL, CA
 
 settings: dict[str, Any] = {}
 state: dict[str, Any] = {"generation": "", "loaded": False, "versions": {}, "success": {}}
 live: Files = {}  # what the generation in use holds
-answers: dict[tuple[str, str], tuple[int, float]] = {}  # endpoint, token: status, seconds
+answers: dict[tuple[Upstream, str], tuple[int, float]] = {}  # by token: status, seconds
 failed: set[str] = set()  # of REASONS
 
 
@@ -50,9 +51,10 @@ def problem(what: str, reason: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        code = getattr(error, "response", {}).get("Error", {}).get("Code")
+        # botocore's timeouts have a response too: None
+        code = (getattr(error, "response", None) or {}).get("Error", {}).get("Code")
         said = code or getattr(error, "strerror", None) or type(error).__name__
-        # botocore's timeouts are OSErrors too
+        # ... and are OSErrors
         if isinstance(error, OSError) and not reason.startswith("fetch"):
             reason = "write"
         if isinstance(error, RefusedError):
@@ -74,8 +76,8 @@ def save(**changes: Any) -> None:
     state.update(changes)
 
 
-def endpoints(files: Files) -> dict[str, tuple[str, str | None]]:
-    """Upstream and CA by name."""
+def endpoints(files: Files) -> dict[str, Upstream]:
+    """Upstreams by name."""
     items = json.loads(files.get("endpoints.json", "[]"))
     return {item["name"]: (item["upstream"], item.get("ca")) for item in items}
 
@@ -123,18 +125,18 @@ def ask(upstream: str, ca: str | None, bearer: str) -> tuple[int, float]:
 def probe(offers: dict[str, Files]) -> None:
     """Ask the API; drop a token that it refuses where it takes the live one."""
     old, new = token(live), token(offers.get("token", live))
-    asked = endpoints(offers.get("configuration", {})) | endpoints(live)
+    parts = offers.get("configuration", {}), live
+    named = [pair for files in parts for pair in endpoints(files).items()]
+    asked = {upstream for _, upstream in named}
     pool = ThreadPoolExecutor(2 * len(asked) + 1)
-    asks = {
-        (n, t): pool.submit(ask, *asked[n], t) for n in asked for t in {old, new} - {""} or {""}
-    }
+    asks = {(u, t): pool.submit(ask, *u, t) for u in asked for t in {old, new} - {""} or {""}}
     done = wait(asks.values(), PROBE_SECONDS).done
     for pair, answer in asks.items():
         lost = answer not in done or answer.exception()
         answers[pair] = (0, PROBE_SECONDS) if lost else answer.result()
     status = {pair: answer[0] for pair, answer in answers.items()}
-    good = [n for n in asked if old and status[n, old] // 100 == 2]
-    if refused := [n for n in good if status[n, new] in (401, 403)]:
+    good = {n: u for n, u in named if old and status[u, old] // 100 == 2}
+    if refused := [n for n, u in good.items() if status[u, new] in (401, 403)]:
         del offers["token"]
         raise RefusedError("token_refused", f"the API refuses it on {', '.join(refused)}")
 
@@ -217,7 +219,7 @@ def adopt(news: dict[str, Files]) -> None:
 
 def sync() -> None:
     """Everything but the metrics."""
-    config = Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 2})
+    config = Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 2})
     client = boto3.client("secretsmanager", settings["region"], config=config)
     offers, versions = {}, {}
     for secret, parts in SECRETS.items():
@@ -249,7 +251,7 @@ def metrics() -> bytes:
             (gauge.labels(*values) if labels else gauge).set(value)
 
     none = (0, PROBE_SECONDS)
-    up = {(n,): answers.get((n, token(live)), none) for n in endpoints(live)}
+    up = {(n,): answers.get((u, token(live)), none) for n, u in endpoints(live).items()}
     versions = {
         (secret, state["versions"][part]): 1.0
         for secret, parts in SECRETS.items()

@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     up = commands.add_parser("up", help="bring everything up, or up to date")
     up.add_argument("--host", choices=["auto", "vm", "process"], default="auto")
-    up.add_argument("--server", choices=["nginx", "apache"], default="nginx")
+    up.add_argument("--server", choices=["nginx", "apache"], help="nginx, if the sandbox is new")
     up.add_argument("--detach", action="store_true", help="leave it running and return")
     up.add_argument("--json", action="store_true", help="print where everything is as JSON")
     up.add_argument("--verbose", action="store_true", help="show what pulumi prints")
@@ -114,7 +114,7 @@ def _table(sandbox: Sandbox) -> int:
         for name, up in scrapes.items()
     ]
     rows += [
-        ("proxy", "nginx", proxy["url"]),
+        ("proxy", proxy["server"], proxy["url"]),
         ("Prometheus", "real", contract["prometheus"]["url"]),
         ("AWS", "moto", aws["endpoint_url"]),
         ("Pulumi", f"stack {contract['pulumi']['stack']}", contract["pulumi"]["backend"]),

@@ -121,11 +121,15 @@ class Sandbox:
 
     def up(
         self,
-        server: str = "nginx",
+        server: str | None = None,
         token: str | None = None,
         output: Callable[[str], object] | None = None,
     ) -> None:
-        """Bring everything up, or up to date. `token` is the admin token of a new sandbox."""
+        """Bring everything up, or up to date.
+
+        `server` is nginx for a new sandbox, and stays as it is for another, if it is not named;
+        `token` is the admin token of a new sandbox.
+        """
         for folder in (self.logs, self.api, self._prometheus):
             folder.mkdir(parents=True, exist_ok=True)
         self._aws()
@@ -165,11 +169,11 @@ class Sandbox:
             for port in ports:
                 wait(partial(_listens, API_ADDRESS, port), "the sample API")
 
-    def _configure(self, server: str, token: str | None) -> None:
+    def _configure(self, server: str | None, token: str | None) -> None:
         """The stack file of a new sandbox; an older one's is the user's, but for the server."""
         engine = self.engine
         if "port" in self.state:
-            engine.configure({"server": server})
+            engine.configure({"server": server} if server else {})
             return
         self.state["port"] = free_port("0.0.0.0", 9446)
         ports = dict(zip(("api", "workers"), self.state["api"], strict=True))
@@ -188,7 +192,7 @@ class Sandbox:
                     }
                     for name, path in paths.items()
                 ],
-                "server": server,
+                "server": server or "nginx",
                 "port": self.state["port"],
                 "instanceType": "t4g.micro" if platform.machine() == "aarch64" else "t3.micro",
                 "syncInterval": SYNC_INTERVAL,
@@ -293,6 +297,7 @@ class Sandbox:
         config = yaml.safe_load(self.engine.config_file.read_text())["config"]
         return {
             "proxy": {
+                "server": config[f"{NAMESPACE}:server"],
                 "url": outputs["proxyUrl"],
                 "address": outputs["privateIp"],
                 "port": self.state["port"],

@@ -15,6 +15,7 @@ from pulumi.runtime import MockCallArgs, MockResourceArgs, Mocks
 
 from config import stack
 from config.settings import TOKEN_MAX, Limits, Settings, SettingsError, check_token
+from tests.certificates import self_signed
 
 ROOT = Path(__file__).resolve().parents[2]
 UNSET = object()
@@ -217,6 +218,16 @@ def test_a_token_arn_of_another_service_is_refused(arn: str) -> None:
     line = refusal(has_token=False, adminTokenSecretArn=arn)
     assert line == (
         f'metrics-proxy:adminTokenSecretArn: "{arn}" is not the ARN of a Secrets Manager secret'
+    )
+
+
+def test_one_server_has_one_ca() -> None:
+    own = {"name": "a", "path": "/a", "upstream": "https://api/a", "ca": self_signed()[0]}
+    other = {"name": "b", "path": "/b", "upstream": "https://api/b"}
+    line = refusal(endpoints=[own, other])
+    assert line == "metrics-proxy:endpoints: api is given two different CAs"
+    assert refusal(endpoints=[own | {"upstream": "http://api/a"}]).endswith(
+        "ca is for an https upstream"
     )
 
 

@@ -17,11 +17,13 @@ def printed() -> list[str]:
     return []
 
 
-@pytest.fixture(scope="session")
-def sandbox(tmp_path_factory: pytest.TempPathFactory, printed: list[str]) -> Iterator[Sandbox]:
+@pytest.fixture(scope="session", params=["nginx", "apache"])
+def sandbox(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, printed: list[str]
+) -> Iterator[Sandbox]:
     running = Sandbox(tmp_path_factory.mktemp("sandbox"))
     try:
-        running.up(token=CANARY, output=printed.append)
+        running.up(request.param, token=CANARY, output=printed.append)
         yield running
     finally:
         running.down()
