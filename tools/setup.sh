@@ -27,7 +27,7 @@ stamp() { cat "${@:2}" | sha256sum > "$1"; }
 
 # Debian packages, by the program that each brings
 programs=(nginx:nginx apache2:apache2 openssl:openssl)
-[ "$what" = test ] && programs+=(systemd-analyze:systemd npm:npm)
+[ "$what" = test ] && programs+=(systemd-analyze:systemd npm:npm ip:iproute2 faketime:faketime)
 missing=()
 for entry in "${programs[@]}"; do
     PATH=$PATH:/usr/sbin:/sbin command -v "${entry%%:*}" > /dev/null || missing+=("${entry##*:}")
