@@ -1,0 +1,25 @@
+"""Every case at every proxy, run once."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.behaviour import cases, fuzz
+from tests.behaviour.proxies import KINDS
+
+Outcomes = dict[str, dict[cases.Case, cases.Outcome]]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--regenerate", action="store_true", help="write docs/behaviour.md")
+
+
+@pytest.fixture(scope="session")
+def outcomes() -> Outcomes:
+    return cases.run_all()
+
+
+@pytest.fixture(scope="session")
+def results() -> dict[str, fuzz.Result]:
+    """What became of the fuzz at each kind of proxy."""
+    return {kind: fuzz.run(kind) for kind in KINDS}

@@ -1,0 +1,57 @@
+"""The same cases for every proxy that is ours; the requirement's own are only recorded."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.behaviour.cases import CASES, Case
+from tests.behaviour.conftest import Outcomes
+from tests.behaviour.proxies import BY_HAND, OURS, OWN_DOCUMENT
+from tests.behaviour.upstream import DOCUMENT, LARGE
+from tests.behaviour.wire import CLIENT
+
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.group}: {case.name}")
+each_proxy = pytest.mark.parametrize("kind", [*OURS, *BY_HAND])
+
+
+@each_case
+@each_proxy
+def test_what_is_answered_and_what_reaches_the_api(
+    outcomes: Outcomes, kind: str, case: Case
+) -> None:
+    outcome = outcomes[kind][case]
+    assert str(outcome) == case.expected(kind)
+    assert len(outcome.received) == case.expected_requests(kind)
+    assert [request.objections(CLIENT) for request in outcome.received if request.objections(CLIENT)] == []
+    assert not outcome.leaks
+
+
+@each_case
+@each_proxy
+def test_an_answer_tells_nothing_of_server_and_api(
+    outcomes: Outcomes, kind: str, case: Case
+) -> None:
+    data = outcomes[kind][case].answer.data
+    assert not re.search(rb"(?i)(?:nginx|apache|openssl|debian)[/ (][\d(]", data[:10_000])
+    for response in outcomes[kind][case].answer.responses:
+        names = {name.lower() for name in response.headers}
+        assert not names & {"set-cookie", "x-powered-by", "location", "via"}
+        assert response.headers["Server"] in ("nginx", "Apache")
+
+
+@each_case
+def test_both_serve_or_both_refuse(outcomes: Outcomes, case: Case) -> None:
+    served = {kind: bool(outcomes[kind][case].received) for kind in OURS}
+    assert len(set(served.values())) == 1 or case.why
+    assert bool(case.apache) == bool(case.why), "a difference and its reason"
+
+
+@each_proxy
+def test_documents_arrive_whole(outcomes: Outcomes, kind: str) -> None:
+    named = {case.name: outcome for case, outcome in outcomes[kind].items()}
+    assert named["`/metrics`"].answer.responses[0].body == DOCUMENT
+    assert len(named["50 MB"].answer.responses[0].body) == LARGE
+    if kind in OURS:
+        assert named["`/metrics/proxy`"].answer.responses[0].body == OWN_DOCUMENT
