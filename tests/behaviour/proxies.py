@@ -110,7 +110,7 @@ class Proxy:
         ]
         cas = {"right-ca": self.api.ca, "wrong-ca": self_signed("localhost")[0], "system-ca": None}
         for name, ca in cas.items():
-            upstream = f"https://localhost:{ports['tls']}/{name}"
+            upstream = f"https://localhost:{ports[name]}/metrics"
             endpoint = {"name": name, "path": f"/{name}", "upstream": upstream}
             endpoints.append(endpoint | ({"ca": ca} if ca else {}))
         settings = Settings.parse(
@@ -174,14 +174,15 @@ class Proxy:
             "/etc/ssl/prometheus-api.crt": "certificate.pem",
             "/etc/ssl/prometheus-api.key": "key.pem",
         }
-        if self.server == "nginx":  # as envsubst would
-            places["$PROM_AUTH_TOKEN"] = CANARY
+        environment = {"PROM_AUTH_TOKEN": self._token} if self._token else {}
+        if self.server == "nginx" and self._token:  # as envsubst would
+            places["$PROM_AUTH_TOKEN"] = self._token
         self._write(self.folder, put_in(text, places))
         command = {
             "nginx": [proxy.NGINX, "-p", f"{self.folder}", "-c", "proxy.conf", "-g", "daemon off;"],
             "apache": [proxy.APACHE, "-DFOREGROUND", "-d", f"{self.folder}", "-f", "proxy.conf"],
         }
-        self._run([*_NOT_ROOT, *command[self.server]], self.folder, PROM_AUTH_TOKEN=CANARY)
+        self._run([*_NOT_ROOT, *command[self.server]], self.folder, **environment)
 
     # -- parts ---------------------------------------------------------------------------------
 

@@ -29,15 +29,23 @@ CANARY: Final = "canary-6f1d0c27b9+/e4.~_tok=="
 LARGE: Final = 50 * 2**20
 """Bytes of the large document."""
 
-PORTS: Final = ("api", "workers", "tls")
-TARGETS: Final = {"api": "/metrics", "workers": "/metrics/workers", "tls": "/right-ca"}
-"""What each port serves. `tls` has a certificate of its own for the name `localhost`."""
+TARGETS: Final = {
+    "api": "/metrics",
+    "workers": "/metrics/workers",
+    "right-ca": "/metrics",
+    "wrong-ca": "/metrics",
+    "system-ca": "/metrics",
+}
+"""Ports and what each serves. Those with a CA have a certificate for the name `localhost`."""
 
 LISTED: Final = {
     *("accept", "accept-encoding", "authorization", "connection", "host", "user-agent"),
     *("x-forwarded-for", "x-forwarded-proto", "x-prometheus-scrape-timeout-seconds"),
 }
 """The request headers that may reach the API."""
+
+ADDED: Final = {"x-forwarded-host", "x-forwarded-server"}
+"""Headers that Apache adds by itself: no fault of the request, but none of ours."""
 
 DOCUMENT: Final = b"# TYPE sample gauge\nsample 1\n"
 TELLTALE: Final = b"Server: api/1.2.3\r\nX-Powered-By: Express\r\nSet-Cookie: sid=1; HttpOnly\r\n"
@@ -49,7 +57,7 @@ class Received:
     """One request as it reached the API."""
 
     port: str
-    """One of PORTS."""
+    """One of TARGETS."""
     address: str
     """The API's own address and port: what Host has to be."""
     raw: bytes
@@ -76,7 +84,7 @@ class Received:
         values = dict(self.headers)
         if not self.raw.endswith(b"\r\n\r\n") or {"content-length", "transfer-encoding"} & {*names}:
             found["body"] = self.raw.partition(b"\r\n\r\n")[2][:40].decode("latin-1")
-        unlisted = sorted({*names} - LISTED - {"content-length", "transfer-encoding"})
+        unlisted = sorted({*names} - LISTED - ADDED - {"content-length", "transfer-encoding"})
         twice = sorted({name for name in names if names.count(name) > 1})
         if unlisted or twice or any(re.search(r"[\0-\x08\n-\x1f\x7f]", v) for v in values.values()):
             found["headers"] = ", ".join(unlisted + twice)
@@ -87,6 +95,8 @@ class Received:
         }
         if changed := sorted(name for name, value in ours.items() if values.get(name) != value):
             found["own headers"] = ", ".join(changed)
+        if added := sorted({*names} & ADDED):
+            found["own headers"] = ", ".join(added)
         if values.get("connection", "close").lower() not in ("close", "keep-alive"):
             found["own headers"] = "connection"
         return found
@@ -248,10 +258,11 @@ async def _serve(folder: Path) -> None:
     context.load_cert_chain(folder / "ca.pem", folder / "key.pem")
     file = (folder / "received.jsonl").open("ab", buffering=0)
     ports = {}
-    for name in PORTS:
+    for name in TARGETS:
         sock = socket.create_server(("127.0.0.1", 0), backlog=512)
         ports[name] = sock.getsockname()[1]
-        host = "localhost" if name == "tls" else "127.0.0.1"
+        tls = name.endswith("-ca")
+        host = "localhost" if tls else "127.0.0.1"
 
         def record(raw: bytes, port: str = name, address: str = f"{host}:{ports[name]}") -> None:
             item = {"port": port, "address": address, "raw": raw.decode("latin-1")}
@@ -261,7 +272,7 @@ async def _serve(folder: Path) -> None:
             partial(_connection, record),
             sock=sock,
             limit=2**20,
-            ssl=context if name == "tls" else None,
+            ssl=context if tls else None,
         )
     transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
         _Names, local_addr=("127.0.0.1", 0)

@@ -1,0 +1,67 @@
+"""Of what is generated, nothing passes that should not."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import urllib.parse
+
+import pytest
+
+from tests.behaviour import fuzz
+from tests.behaviour.proxies import BY_HAND, OURS
+from tests.behaviour.upstream import CANARY
+from tests.behaviour.wire import CLIENT, holds
+
+Results = dict[str, fuzz.Result]
+each_proxy = pytest.mark.parametrize("kind", [*OURS, *BY_HAND])
+
+
+def show(offenders: list[fuzz.Request]) -> str:
+    """Keep the requests as cases, and say how to come by them."""
+    for request in offenders[:10]:
+        fuzz.keep(request)
+    shown = "\n".join(map(repr, offenders[:3]))
+    return f"{len(offenders)} requests, up to 10 added to {fuzz.KEPT.name}; seed {fuzz.SEED}\n{shown}"
+
+
+@each_proxy
+def test_only_scrapes_reach_the_api(results: Results, kind: str) -> None:
+    wrong = [(r, found) for r in results[kind].reached if (found := r.objections(CLIENT))]
+    senders = [request for received, _ in wrong if (request := fuzz.sender(received))]
+    assert not wrong, f"{wrong[:3]}\n{show(senders)}"
+
+
+@each_proxy
+def test_the_token_is_in_no_answer(results: Results, kind: str) -> None:
+    assert not results[kind].leaks, show(results[kind].leaks)
+
+
+@each_proxy
+def test_enough_was_sent_and_the_proxy_kept_serving(results: Results, kind: str) -> None:
+    result = results[kind]
+    assert result.sent >= fuzz.COUNT
+    assert len(result.reached) >= 1000
+    assert result.scrapes == {"200": -(-result.sent // fuzz.EVERY)}
+
+
+@pytest.mark.parametrize("kind", ["required nginx", "required apache"])
+def test_the_fuzz_finds_what_the_requirement_lets_through(results: Results, kind: str) -> None:
+    found = results[kind].forbidden()
+    assert all(found[what] > 50 for what in ("method", "target", "body", "headers")), found
+    assert bool(results[kind].leaks) == (kind == "required apache")
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        CANARY.encode(),
+        urllib.parse.quote(CANARY, safe="").encode(),
+        urllib.parse.quote(CANARY).encode(),
+        *(base64.b64encode(b"x" * n + f"Bearer {CANARY}\n".encode()) for n in range(3)),
+        b"HTTP/1.1 200 OK\r\n\r\n" + gzip.compress(f"Bearer {CANARY}".encode()),
+    ],
+)
+def test_the_search_sees_the_token(hidden: bytes) -> None:
+    assert holds(b"before " + hidden + b" after", CANARY)
+    assert not holds(hidden[: len(hidden) // 2], CANARY)
