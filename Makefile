@@ -1,4 +1,4 @@
-.PHONY: help setup demo down test check generate
+.PHONY: help setup demo down test check generate behaviour
 PYTHON := .venv/bin/python
 
 help: ## show this
@@ -27,3 +27,7 @@ check: ## ruff and mypy
 generate: ## render what is committed in ops/: the dashboard's Workers section, the proxy configurations
 	@$(PYTHON) -m monitoring.dashboard ops/grafana/dashboard-sba.json
 	@$(PYTHON) -m host.proxy ops/proxy
+
+behaviour: ## write docs/behaviour.md, as the suite finds it
+	@tools/setup.sh test
+	@$(PYTHON) -m pytest tests/behaviour --regenerate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.behaviour import cases, fuzz
+from tests.behaviour import cases, fuzz, table
 from tests.behaviour.proxies import KINDS
 
 Outcomes = dict[str, dict[cases.Case, cases.Outcome]]
@@ -16,7 +16,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def outcomes() -> Outcomes:
-    return cases.run_all()
+    return cases.run(table.CASES)
 
 
 @pytest.fixture(scope="session")

@@ -62,6 +62,10 @@ def mostly(
     return draw(odd if draw(st.integers(0, 99)) < share else usual)
 
 
+def words(text: str) -> st.SearchStrategy[str]:
+    return st.sampled_from(text.split(" "))
+
+
 def joined(*parts: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     return st.tuples(*parts).map("".join)
 
@@ -71,19 +75,19 @@ ANY: Final = st.text(BYTES, max_size=12)
 TOKENS: Final = st.text(st.sampled_from("ABCDEFGHIJKLMNOPQRSTUVWXYZ-_"), min_size=1, max_size=10)
 
 METHODS: Final = st.one_of(
-    st.sampled_from(
-        "POST PUT PATCH DELETE OPTIONS TRACE TRACE TRACE CONNECT PROPFIND MOVE LOCK PURGE DEBUG TRACK "
-        "SEARCH LINK QUERY PRI get Head GETS GE HEADGET".split()
+    words(
+        "POST PUT PATCH DELETE OPTIONS TRACE TRACE TRACE CONNECT PROPFIND MOVE LOCK PURGE DEBUG "
+        "TRACK SEARCH LINK QUERY PRI get Head GETS GE HEADGET"
     ),
     TOKENS,
     ANY,
 )
 
 PATHS: Final = ("/metrics", "/metrics/workers")
-PIECES: Final = st.sampled_from(
-    "/ // . .. ... metrics METRICS metric workers proxy admin users 1 ; ;a=1 ..; ? ?a=1 ?token # #a & "
-    "= % %% %2f %2F %5c \\ %2e %2e%2e %252e %00 \0 %0a %0d%0a %20 + %09 \t %3f %23 %3b %6d %4D "
-    "%c0%af %c1%9c %ef%bc%8f %u002f \xe9 \xff * @ : :80 ~ | ^ { } [ ] < > \" ' `".split(" ")
+PIECES: Final = words(
+    "/ // . .. ... metrics METRICS metric workers proxy admin users 1 ; ;a=1 ..; ? ?a=1 ?token # "
+    "#a & = % %% %2f %2F %5c \\ %2e %2e%2e %252e %00 \0 %0a %0d%0a %20 + %09 \t %3f %23 %3b %6d %4D "
+    "%c0%af %c1%9c %ef%bc%8f %u002f \xe9 \xff * @ : :80 ~ | ^ { } [ ] < > \" ' `"
 )
 
 
@@ -112,38 +116,43 @@ TARGETS: Final = st.one_of(
 
 VERSIONS: Final = st.one_of(
     st.sampled_from(
-        ["HTTP/1.0", "HTTP/0.9", "HTTP/1.2", "HTTP/1.10", "HTTP/2.0", "HTTP/2", "HTTP/3", "http/1.1",
-         "HTTP/01.1", "HTTP/1.1 ", "HTTP/1.1 HTTP/1.1", "HTTP/1,1", "HTTP/-1", "ICY/1.1", ""]
+        ["HTTP/1.0", "HTTP/0.9", "HTTP/1.2", "HTTP/1.10", "HTTP/2.0", "HTTP/2", "HTTP/3",
+         "http/1.1", "HTTP/01.1", "HTTP/1.1 ", "HTTP/1.1 HTTP/1.1", "HTTP/1,1", "HTTP/-1",
+         "ICY/1.1", ""]
     ),
     ANY,
 )  # fmt: skip
 
-NAMES: Final = st.sampled_from(
+NAMES: Final = words(
     "Accept Accept-Encoding Accept-Language User-Agent X-Prometheus-Scrape-Timeout-Seconds Cookie "
     "Authorization Proxy-Authorization X-Remote-User Remote-User X-Forwarded-For X-Forwarded-Host "
-    "X-Forwarded-Proto X_Forwarded_For Forwarded X-Real-IP Via Connection Proxy-Connection Keep-Alive "
-    "TE Trailer Upgrade HTTP2-Settings Range If-Range If-None-Match If-Modified-Since Expect Origin "
-    "Referer X-Original-URL X-Rewrite-URL X-HTTP-Method-Override X-Method-Override Max-Forwards "
+    "X-Forwarded-Proto X_Forwarded_For Forwarded X-Real-IP Via Connection Proxy-Connection "
+    "Keep-Alive TE Trailer Upgrade HTTP2-Settings Range If-Range If-None-Match If-Modified-Since "
+    "Expect Origin Referer X-Original-URL X-Rewrite-URL X-HTTP-Method-Override X-Method-Override Max-Forwards "
     "Content-Type Content-Encoding Content-Range Early-Data Proxy Host Transfer_Encoding "
-    "Content_Length Content-Length Transfer-Encoding Accept- X".split()
+    "Content_Length Content-Length Transfer-Encoding Accept- X"
 )
 LISTED: Final = st.sampled_from(
     ["Accept", "Accept-Encoding", "User-Agent", "X-Prometheus-Scrape-Timeout-Seconds"]
 )
 VALUES: Final = st.one_of(
-    st.sampled_from(
+    words(
         "a 0 1 5 -1 gzip */* text/plain identity close keep-alive Upgrade TE,trailers chunked h2c "
         "websocket Authorization Authorization,close,Host Accept X-Forwarded-For 100-continue "
         "bytes=0-3 bytes=-1,0- 10.0.0.1 127.0.0.1 http https DELETE /admin trailers basic root "
-        "Bearer%20x 15s 10".split()
+        "Bearer%20x 15s 10"
     ),
     st.just(f"{SERVER_NAME}"),
     st.just("Bearer client"),
     st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=20),
     ANY,
 )
-COLONS: Final = mostly(st.just(": "), st.sampled_from([":", " : ", "\t:", ":\t", " :", "", ":\r\n ", ": \n"]), 10)
-LINE_ENDS: Final = mostly(st.just("\r\n"), st.sampled_from(["\n", "\r", "\r\r\n", "\n\r", "\0\r\n", ""]), 4)
+COLONS: Final = mostly(
+    st.just(": "), st.sampled_from([":", " : ", "\t:", ":\t", " :", "", ":\r\n ", ": \n"]), 10
+)
+LINE_ENDS: Final = mostly(
+    st.just("\r\n"), st.sampled_from(["\n", "\r", "\r\r\n", "\n\r", "\0\r\n", ""]), 4
+)
 ODD_HEADERS: Final = st.one_of(
     *[joined(NAMES, COLONS, VALUES, LINE_ENDS)] * 3,
     joined(LISTED, st.just(": "), VALUES, LINE_ENDS),
@@ -155,13 +164,13 @@ ODD_HEADERS: Final = st.one_of(
 )
 HEADERS: Final = st.builds(
     "{}: {}\r\n".format,
-    st.sampled_from(
+    words(
         "Accept Accept-Encoding Accept-Language User-Agent Cookie X-Remote-User X-Forwarded-For "
         "Forwarded Via X_Forwarded_For Range If-None-Match Origin X-Original-URL Keep-Alive "
-        "X-HTTP-Method-Override Upgrade TE Connection Proxy-Authorization X-Real-IP".split()
+        "X-HTTP-Method-Override Upgrade TE Connection Proxy-Authorization X-Real-IP"
     ),
     st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20),
-)  # fmt: skip
+)
 HOSTS: Final = mostly(
     st.just(f"Host: {SERVER_NAME}\r\n"),
     st.one_of(
@@ -176,11 +185,13 @@ HOSTS: Final = mostly(
 
 CHUNKS: Final = st.sampled_from(
     ["0\r\n\r\n", "1\r\na\r\n0\r\n\r\n", "1;a=b\r\na\r\n0\r\n\r\n", "0\r\nAuthorization: x\r\n\r\n",
-     "0x1\r\na\r\n0\r\n\r\n", "-1\r\n", "fffffffffffffffff\r\n", "1\na\n0\n\n", "zz\r\n", "1\r\naa\r\n0\r\n\r\n"]
+     "0x1\r\na\r\n0\r\n\r\n", "-1\r\n", "fffffffffffffffff\r\n", "1\na\n0\n\n", "zz\r\n",
+     "1\r\naa\r\n0\r\n\r\n"]
 )  # fmt: skip
 CODINGS: Final = st.sampled_from(
-    ["chunked", "Chunked", " chunked", "chunked, identity", "identity, chunked", "identity", "xchunked",
-     "chunked\x0b", "\tchunked", '"chunked"', "gzip, chunked", "chunked;q=1", "chunked, chunked", ""]
+    ["chunked", "Chunked", " chunked", "chunked, identity", "identity, chunked", "identity",
+     "xchunked", "chunked\x0b", "\tchunked", '"chunked"', "gzip, chunked", "chunked;q=1",
+     "chunked, chunked", ""]
 )  # fmt: skip
 LENGTHS: Final = st.sampled_from(
     ["0", "00", "5", "+5", "-1", "0x5", "5, 5", "0, 5", "5 ", " 5", "5a", "", "99", "1e1", "5\0",
@@ -188,16 +199,17 @@ LENGTHS: Final = st.sampled_from(
 )  # fmt: skip
 CHUNKED: Final = CODINGS.map("Transfer-Encoding: {}\r\n".format)
 LENGTH: Final = LENGTHS.map("Content-Length: {}\r\n".format)
+SMUGGLED: Final = " /admin HTTP/1.1\r\nHost: x\r\n\r\n"
 BODIES: Final = st.one_of(
     st.tuples(CHUNKED, CHUNKS),
     st.tuples(LENGTH, st.sampled_from(["", "hello", "hello, and more"])),
     st.tuples(joined(LENGTH, CHUNKED), CHUNKS),
     st.tuples(joined(CHUNKED, LENGTH), CHUNKS),
     st.tuples(joined(LENGTH, LENGTH), st.sampled_from(["", "hello"])),
-    st.tuples(st.just(""), joined(st.sampled_from(["GET", "DELETE"]), st.just(" /admin HTTP/1.1\r\nHost: x\r\n\r\n"))),
-    st.tuples(st.just("Content-Length: 46\r\n"), st.just("DELETE /metrics/users/1 HTTP/1.1\r\nHost: x\r\n\r\n")),
+    st.tuples(st.just(""), st.sampled_from([f"GET{SMUGGLED}", f"DELETE{SMUGGLED}"])),
+    st.tuples(st.just(f"Content-Length: {len(SMUGGLED) + 4}\r\n"), st.just(f"POST{SMUGGLED}")),
     st.tuples(st.just(""), ANY),
-)  # fmt: skip
+)
 
 
 METHOD: Final = mostly(st.sampled_from(["GET", "GET", "GET", "HEAD"]), METHODS, 18)

@@ -63,7 +63,7 @@ class Proxy:
     ) -> None:
         self.kind = kind
         self.server = "apache" if "apache" in kind else "nginx"
-        self.port = free_port("0.0.0.0", 9446)
+        self.port = free_port(CLIENT, 0)
         # a short name: the path of a socket has at most 107 bytes
         self.folder = Path(tempfile.mkdtemp(prefix="proxy-"))
         self.api = Api(self.folder / "api")
@@ -99,7 +99,11 @@ class Proxy:
         """As the sandbox starts it: the files of the user data, a generation as by the sync."""
         ports = self.api.ports
         endpoints = [
-            {"name": "api", "path": "/metrics", "upstream": f"http://{CLIENT}:{ports['api']}/metrics"},
+            {
+                "name": "api",
+                "path": "/metrics",
+                "upstream": f"http://{CLIENT}:{ports['api']}/metrics",
+            },
             {
                 "name": "workers",
                 "path": "/metrics/workers",

@@ -6,9 +6,10 @@ import re
 
 import pytest
 
-from tests.behaviour.cases import CASES, Case
+from tests.behaviour.cases import Case
 from tests.behaviour.conftest import Outcomes
 from tests.behaviour.proxies import BY_HAND, OURS, OWN_DOCUMENT
+from tests.behaviour.table import CASES
 from tests.behaviour.upstream import DOCUMENT, LARGE
 from tests.behaviour.wire import CLIENT
 

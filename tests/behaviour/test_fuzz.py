@@ -22,7 +22,9 @@ def show(offenders: list[fuzz.Request]) -> str:
     for request in offenders[:10]:
         fuzz.keep(request)
     shown = "\n".join(map(repr, offenders[:3]))
-    return f"{len(offenders)} requests, up to 10 added to {fuzz.KEPT.name}; seed {fuzz.SEED}\n{shown}"
+    return (
+        f"{len(offenders)} requests, up to 10 added to {fuzz.KEPT.name}; seed {fuzz.SEED}\n{shown}"
+    )
 
 
 @each_proxy
