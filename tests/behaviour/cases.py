@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.behaviour.proxies import BY_HAND, KINDS, Proxy, StartError
@@ -53,6 +53,8 @@ class Outcome:
 
     answer: Answer
     received: list[Received]
+    said: bytes = b""
+    """All that the server logged, of this case and those around it."""
 
     @property
     def leaks(self) -> bool:
@@ -87,9 +89,9 @@ def _run(kind: str, cases: Sequence[Case]) -> dict[Case, Outcome]:
             before = proxy.api.mark()
             answer = exchange(proxy.port, case.send, **case.connect)
             found[case] = Outcome(answer, proxy.api.received(before))
+        return {case: replace(outcome, said=proxy.said) for case, outcome in found.items()}
     finally:
         proxy.stop()
-    return found
 
 
 def run(cases: Sequence[Case]) -> dict[str, dict[Case, Outcome]]:

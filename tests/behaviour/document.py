@@ -62,7 +62,7 @@ def cases(outcomes: Mapping[str, Mapping[Case, Outcome]]) -> str:
             for case in CASES
             if case.group == group
         ]
-        lines += [f"## {group}", *_table(rows, "case", TITLES, "why nginx and Apache differ")]
+        lines += [f"## {group}\n", *_table(rows, "case", TITLES, "why nginx and Apache differ")]
     return "\n".join(lines)
 
 

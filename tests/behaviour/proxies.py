@@ -89,6 +89,12 @@ class Proxy:
         shutil.rmtree(self.folder)
 
     @property
+    def group(self) -> int:
+        """The process group of the server and its workers."""
+        assert self._process
+        return self._process.pid
+
+    @property
     def said(self) -> bytes:
         """All that the server wrote to standard output, standard error and syslog."""
         return b"".join(file.read_bytes() for file in self.folder.glob("*.log"))

@@ -10,8 +10,8 @@ from tests.behaviour.cases import Case
 from tests.behaviour.conftest import Outcomes
 from tests.behaviour.proxies import BY_HAND, OURS, OWN_DOCUMENT
 from tests.behaviour.table import CASES
-from tests.behaviour.upstream import DOCUMENT, LARGE
-from tests.behaviour.wire import CLIENT
+from tests.behaviour.upstream import CANARY, DOCUMENT, LARGE
+from tests.behaviour.wire import CLIENT, holds
 
 each = pytest.mark.parametrize(
     ("kind", "case"),
@@ -22,6 +22,9 @@ each = pytest.mark.parametrize(
         if kind in case.kinds
     ],
 )
+
+
+each_proxy = pytest.mark.parametrize("kind", [*OURS, *BY_HAND])
 
 
 @each
@@ -56,7 +59,14 @@ def test_both_serve_or_both_refuse(outcomes: Outcomes, case: Case) -> None:
     assert bool(case.apache) == bool(case.why), "a difference and its reason"
 
 
-@pytest.mark.parametrize("kind", [*OURS, *BY_HAND])
+@each_proxy
+def test_the_token_is_in_no_log(outcomes: Outcomes, kind: str) -> None:
+    said = {outcome.said for outcome in outcomes[kind].values()}
+    assert len(said) > 5, "the slow cases, the others, and those without a token"
+    assert not [text for text in said if holds(text, CANARY)]
+
+
+@each_proxy
 def test_documents_arrive_whole(outcomes: Outcomes, kind: str) -> None:
     named = {case.name: outcome for case, outcome in outcomes[kind].items()}
     assert named["`/metrics`"].answer.responses[0].body == DOCUMENT

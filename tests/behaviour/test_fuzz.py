@@ -40,6 +40,12 @@ def test_the_token_is_in_no_answer(results: Results, kind: str) -> None:
 
 
 @each_proxy
+def test_the_token_is_in_no_log(results: Results, kind: str) -> None:
+    assert len(results[kind].said.splitlines()) > fuzz.COUNT / 2
+    assert not holds(results[kind].said, CANARY)
+
+
+@each_proxy
 def test_enough_was_sent_and_the_proxy_kept_serving(results: Results, kind: str) -> None:
     result = results[kind]
     assert result.sent >= fuzz.COUNT
