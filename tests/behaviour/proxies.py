@@ -34,7 +34,10 @@ OWN_DOCUMENT: Final = b"metrics_proxy_secret_sync_ok 1.0\n"
 
 _HERE: Final = Path(__file__).parent
 _OPS: Final = _HERE.parents[1] / "ops/proxy"
-_NOT_ROOT: Final = ["unshare", "--user", "--map-user=65534", "--map-group=65534"]
+_NOT_ROOT: Final = (
+    ["unshare", "--user", "--map-user=65534", "--map-group=65534"] if os.geteuid() == 0 else []
+)
+"""As `host_process` starts a server."""
 
 
 class StartError(Exception):
@@ -84,7 +87,7 @@ class Proxy:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         if self._syslog:
-            self._syslog.close()
+            self._syslog.shutdown(socket.SHUT_RD)  # ends its thread
         self.api.stop()
         shutil.rmtree(self.folder)
 
@@ -211,20 +214,18 @@ class Proxy:
 
     def _listen(self, path: Path) -> None:
         """Be the socket /dev/log, into a file."""
-        self._syslog = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._syslog.bind(str(path))
+        syslog = self._syslog = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        syslog.bind(str(path))
         file = (self.folder / "syslog.log").open("ab", buffering=0)
 
-        def collect(syslog: socket.socket) -> None:
-            with file:
+        def collect() -> None:
+            with syslog, file:
                 while line := syslog.recv(65536):
                     file.write(line + b"\n")
 
-        threading.Thread(target=collect, args=[self._syslog.dup()], daemon=True).start()
+        threading.Thread(target=collect, daemon=True).start()
 
     def _run(self, command: list[str], folder: Path, **environment: str) -> None:
-        if os.geteuid() != 0:
-            command = [word for word in command if word not in _NOT_ROOT]
         log = self.folder / "server.log"
         with log.open("ab") as output:
             self._process = subprocess.Popen(

@@ -247,10 +247,19 @@ BODIES: Final = rows(
     },
 )
 
+PROMETHEUS: Final = {
+    "User-Agent": "Prometheus/3.7",
+    "Accept": "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.4",
+    "Accept-Encoding": "gzip",
+    "X-Prometheus-Scrape-Timeout-Seconds": "10",
+}
+"""The headers of a scrape: they arrive as they are."""
+
 SERVED_HEADERS: Final = rows(
     "Headers",
     "200",
     {
+        "as Prometheus sends them": headers(*map(": ".join, PROMETHEUS.items())),
         "Authorization": headers("Authorization: Bearer client"),
         "Authorization twice": headers("Authorization: Bearer a", "Authorization: Bearer b"),
         "Cookie": headers("Cookie: sid=1"),

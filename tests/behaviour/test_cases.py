@@ -9,7 +9,7 @@ import pytest
 from tests.behaviour.cases import Case
 from tests.behaviour.conftest import Outcomes
 from tests.behaviour.proxies import BY_HAND, OURS, OWN_DOCUMENT
-from tests.behaviour.table import CASES
+from tests.behaviour.table import CASES, PROMETHEUS
 from tests.behaviour.upstream import CANARY, DOCUMENT, LARGE
 from tests.behaviour.wire import CLIENT, holds
 
@@ -67,9 +67,13 @@ def test_the_token_is_in_no_log(outcomes: Outcomes, kind: str) -> None:
 
 
 @each_proxy
-def test_documents_arrive_whole(outcomes: Outcomes, kind: str) -> None:
+def test_documents_and_the_headers_of_a_scrape_arrive_whole(outcomes: Outcomes, kind: str) -> None:
     named = {case.name: outcome for case, outcome in outcomes[kind].items()}
     assert named["`/metrics`"].answer.responses[0].body == DOCUMENT
     assert len(named["50 MB"].answer.responses[0].body) == LARGE
+    [scrape] = named["as Prometheus sends them"].received
+    assert {name.lower(): value for name, value in PROMETHEUS.items()}.items() <= dict(
+        scrape.headers
+    ).items()
     if kind in OURS:
         assert named["`/metrics/proxy`"].answer.responses[0].body == OWN_DOCUMENT
