@@ -164,7 +164,7 @@ def serve(address: tuple[str, int], path: str, document: Callable[[], bytes], fo
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
-        request_queue_size = 511  # Node's; with Python's 5 a burst of scrapes waits for a second SYN
+        request_queue_size = 511  # Node's; with Python's 5 a burst waits for a second SYN
 
         def handle_error(self, *_: object) -> None:
             """A client that goes away is no news: the sync's probe reads the status only."""
