@@ -30,4 +30,4 @@ generate: ## render what is committed in ops/: the dashboard's Workers section, 
 
 behaviour: ## write docs/behaviour.md, as the suite finds it
 	@tools/setup.sh test
-	@$(PYTHON) -m pytest tests/behaviour --regenerate
+	@$(PYTHON) -m tests.behaviour.document

@@ -10,10 +10,6 @@ from tests.behaviour.proxies import KINDS
 Outcomes = dict[str, dict[cases.Case, cases.Outcome]]
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--regenerate", action="store_true", help="write docs/behaviour.md")
-
-
 @pytest.fixture(scope="session")
 def outcomes() -> Outcomes:
     return cases.run(table.CASES)

@@ -262,8 +262,8 @@ def corpus() -> list[Request]:
 
 def keep(request: Request) -> None:
     """Have a request sent in every later run."""
-    with KEPT.open("a") as file:
-        file.write(json.dumps(request) + "\n")
+    lines = dict.fromkeys([*KEPT.read_text().splitlines(), json.dumps(request)])
+    KEPT.write_text("".join(f"{line}\n" for line in lines))
 
 
 # -- sending ---------------------------------------------------------------------------------------

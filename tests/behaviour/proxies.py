@@ -40,6 +40,10 @@ _NOT_ROOT: Final = (
 """As `host_process` starts a server."""
 
 
+_RENDERING: Final = threading.Lock()
+"""It parses the sync, which Python 3.11 cannot do in two threads at once (`ast.parse`)."""
+
+
 class StartError(Exception):
     """The server ended at once; its own words."""
 
@@ -140,7 +144,8 @@ class Proxy:
             has_token=True,
         )
         root = self.folder / "root"
-        user_data = cloud_config.render(settings, "eu-central-1", ("token", "bundle"))
+        with _RENDERING:
+            user_data = cloud_config.render(settings, "eu-central-1", ("token", "bundle"))
         host_process.lay_out(user_data, root)
         state = root / "run/metrics-proxy"
         (state / "current").symlink_to("gen-1")

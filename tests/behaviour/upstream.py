@@ -93,13 +93,11 @@ class Received:
             "host": self.address,
             **({"x-forwarded-for": client, "x-forwarded-proto": "https"} if client else {}),
         }
-        if changed := sorted(name for name, value in ours.items() if values.get(name) != value):
-            found["own headers"] = ", ".join(changed)
-        if added := sorted({*names} & ADDED):
-            found["own headers"] = ", ".join(added)
+        changed = {name for name, value in ours.items() if values.get(name) != value}
         if values.get("connection", "close").lower() not in ("close", "keep-alive"):
-            found["own headers"] = "connection"
-        return found
+            changed.add("connection")
+        changed |= {*names} & ADDED
+        return found | ({"own headers": ", ".join(sorted(changed))} if changed else {})
 
     @property
     def has_token(self) -> bool:
