@@ -38,6 +38,8 @@ def test_what_is_answered_and_what_reaches_the_api(
         outcome.received
     )
     assert not outcome.leaks
+    if outcome.received:  # every request asks for it
+        assert outcome.answer.end == "closed"
 
 
 @each
