@@ -45,6 +45,9 @@ SERVERS: Final = {
 }
 """What the unit has to know of a server. The package's own unit has the package's name."""
 
+EVERYWHERE: Final = ["polkitd", "python3-boto3", "python3-prometheus-client"]
+"""Debian packages of every host."""
+
 _UNITS: Final = "/etc/systemd/system"
 _SYNC_SOURCE: Final = Path(__file__).with_name("sync.py")
 
@@ -58,7 +61,7 @@ def render(settings: Settings, region: str, secrets: tuple[str, str]) -> str:
     package = SERVERS[settings.server]["package"]
     document = {
         "package_update": True,
-        "packages": [package, "polkitd", "python3-boto3", "python3-prometheus-client"],
+        "packages": [package, *EVERYWHERE],
         # The package must not start its own unit when it is installed; nothing listens but
         # the proxy.
         "bootcmd": [

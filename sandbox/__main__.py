@@ -12,13 +12,14 @@ from pathlib import Path
 from sandbox.engine import ProgramError
 from sandbox.sandbox import Sandbox, SandboxError
 from sandbox.tools import ROOT
+from sandbox.vm.host import obstacle
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     progress = Terminal()
-    sandbox = Sandbox(options.folder, progress.step)
     try:
+        sandbox = Sandbox(options.folder, progress.step, _host(options))
         if options.command != "up" and not sandbox.exists:
             if options.command == "down":
                 print("nothing is up")
@@ -29,6 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (SandboxError, ProgramError, TimeoutError, FileNotFoundError) as error:
         print(f"sandbox: {error}", file=sys.stderr)
         return 1
+
+
+def _host(options: argparse.Namespace) -> str:
+    """The kind of a new sandbox's host: it boots where it can."""
+    wanted = getattr(options, "host", "process")
+    reason = obstacle() if wanted in ("vm", "auto") else None
+    if wanted == "vm" and reason:
+        raise SandboxError(f"--host vm: {reason}")
+    if reason:
+        print(f"The host runs as plain processes; it cannot boot here: {reason}.", file=sys.stderr)
+    return "process" if reason or wanted == "process" else "vm"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,10 +62,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _up(sandbox: Sandbox, options: argparse.Namespace) -> None:
-    if options.host == "vm":
-        raise SandboxError("--host vm is not supported yet; use --host process")
-    if options.host == "auto":
-        print("The host runs as plain processes: booting it is not supported yet.", file=sys.stderr)
     sandbox.up(options.server, output=_to_stderr if options.verbose else None)
     if options.json:
         print(json.dumps(sandbox.contract()), flush=True)
@@ -68,7 +76,7 @@ def _up(sandbox: Sandbox, options: argparse.Namespace) -> None:
 
 
 def _status(sandbox: Sandbox, _: argparse.Namespace) -> int:
-    down = [n for n in ("aws", "api", "host", "prometheus") if sandbox.process(n) is None]
+    down = [name for name in sandbox.state["processes"] if sandbox.process(name) is None]
     if down:
         raise SandboxError(f"not running: {', '.join(down)} (logs in {sandbox.logs})")
     return _table(sandbox)

@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import boto3
 
+REGION: Final = "eu-central-1"
 DEBIAN = "136693071363"  # the account that publishes Debian's images
 EC2 = "ec2.amazonaws.com"  # an IAM user of this name stands for the EC2 service itself
 

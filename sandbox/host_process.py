@@ -8,6 +8,7 @@ by this process: it restarts the server, runs the sync, and answers `sandbox/bin
 from __future__ import annotations
 
 import argparse
+import base64
 import configparser
 import contextlib
 import os
@@ -19,13 +20,26 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import ClassVar, Final
 
 import yaml
 
 from host.cloud_config import PROXY_UNIT, SYNC_TIMER, SYNC_UNIT
 from sandbox.aws import Account
-from sandbox.processes import wait
+from sandbox.host import Addresses, Place, Ports, Processes
+from sandbox.processes import free_port, wait
+
+ADDRESSES: Final = Addresses(
+    vpc="127.9.0.0/16",
+    subnet="127.9.46.0/24",
+    api_cidr="127.9.47.0/24",
+    prometheus_cidr="127.0.0.1/32",
+    api="127.9.47.10",
+    api_name="127.9.47.10",
+)
+"""Loopback addresses stand in for the VPC's: nothing leaves this machine."""
 
 UNITS = Path("etc/systemd/system")
 CONTROL = "control.sock"
@@ -46,6 +60,56 @@ def lay_out(user_data: str, root: Path) -> None:
     for folder in ("dev", "run/metrics-proxy", "run/metrics-proxy-server"):
         (root / folder).mkdir(parents=True)
         (root / folder).chmod(0o750)
+
+
+class ProcessHost:
+    """A `Host` of plain processes, on addresses of this machine's loopback."""
+
+    kind: ClassVar[str] = "process"
+    what: ClassVar[str] = "plain processes"
+    addresses: ClassVar[Addresses] = ADDRESSES
+
+    def __init__(self, folder: Path, processes: Processes) -> None:
+        self.folder = folder
+        self.root = folder / "host"
+        self._processes = processes
+
+    def choose_ports(self) -> Ports:
+        return Ports(
+            proxy=free_port("0.0.0.0", 9446),
+            prometheus=free_port("127.0.0.1", 9090),
+            api=free_port(ADDRESSES.api, 9464),
+            workers=free_port(ADDRESSES.api, 3002),
+        )
+
+    def outside_address(self, address: str) -> str:
+        return address
+
+    def prefix(self, _: Place) -> list[str]:
+        return []
+
+    def at(self, _: Place) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def prepare(self, _: object) -> None:
+        """Nothing to prepare."""
+
+    def run(self, account: Account, instance: str, _: Ports, *, new: bool) -> None:
+        if new:
+            answer = account.client("ec2").describe_instance_attribute(
+                InstanceId=instance, Attribute="userData"
+            )
+            lay_out(base64.b64decode(answer["UserData"]["Value"]).decode(), self.root)
+        arguments = ["--root", str(self.root), "--account", str(self.folder / "aws.json")]
+        arguments += ["--instance", instance]
+        arguments += ["--access-log", str(self.folder / "logs" / "access.log")]
+        self._processes.module("host", "sandbox.host_process", *arguments)
+
+    def update(self, *_: object) -> None:
+        """Security groups are recorded, not enforced."""
+
+    def remove(self) -> None:
+        """The folder is all there is."""
 
 
 class Unit(configparser.ConfigParser):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import fcntl
+import http.client
 import json
 import os
 import platform
@@ -15,10 +15,10 @@ import socket
 import ssl
 import sys
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,22 +28,24 @@ import yaml
 
 from config.settings import NAMESPACE
 from monitoring.scrape import CA_FILE
-from sandbox import api, aws, host_process
+from sandbox import api, aws
 from sandbox.engine import STACK, Engine
-from sandbox.processes import Process, free_port, start, wait
+from sandbox.host import Host, Ports, Processes
+from sandbox.host_process import ProcessHost
+from sandbox.processes import Process, start, wait
 from sandbox.tools import ROOT, prometheus
+from sandbox.vm.host import VirtualHost
 
-REGION: Final = "eu-central-1"
-# Loopback addresses stand in for the VPC's: every user may use them; nothing leaves the machine.
-VPC: Final = "127.9.0.0/16"
-SUBNET: Final = "127.9.46.0/24"
-API_CIDR: Final = "127.9.47.0/24"
-API_ADDRESS: Final = "127.9.47.10"
-PROMETHEUS_CIDR: Final = "127.0.0.1/32"
 SYNC_INTERVAL: Final = 2
 
 Progress = Callable[[str, float], object]
 """Told of each step that ended: what it was, and its seconds."""
+
+
+HOSTS: Final[dict[str, Callable[[Path, Processes], Host]]] = {
+    "vm": VirtualHost,
+    "process": ProcessHost,
+}
 
 
 class SandboxError(Exception):
@@ -53,14 +55,21 @@ class SandboxError(Exception):
 class Sandbox:
     """One sandbox, whose whole state lies below `folder`."""
 
-    def __init__(self, folder: Path, progress: Progress = lambda *_: None) -> None:
+    def __init__(
+        self, folder: Path, progress: Progress = lambda *_: None, host: str = "process"
+    ) -> None:
+        """`host` is the kind of a new sandbox's host; an older one keeps its own."""
         self.folder = folder.resolve()
         self.logs = self.folder / "logs"
         self.api = self.folder / "api"
-        self.root = self.folder / "host"
         self._prometheus = self.folder / "prometheus"
         self._state_file = self.folder / "sandbox.json"
         self._progress = progress
+        self.kind = str(self.state.get("host", host))
+
+    @cached_property
+    def host(self) -> Host:
+        return HOSTS[self.kind](self.folder, self)
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -70,7 +79,7 @@ class Sandbox:
 
     @cached_property
     def state(self) -> dict[str, Any]:
-        """Ports, and the processes by name."""
+        """The host's kind, ports, the instance that runs, and the processes by name."""
         if self.exists:
             return dict(json.loads(self._state_file.read_text()))
         return {"processes": {}}
@@ -99,9 +108,28 @@ class Sandbox:
         found = Process(**record) if record else None
         return found if found and found.alive() else None
 
-    def _keep(self, name: str, process: Process) -> None:
+    def _keep(self, name: str, process: Process) -> Process:
         self.state["processes"][name] = asdict(process)
         self._save()
+        return process
+
+    def spawn(self, name: str, command: Sequence[str]) -> Process:
+        """Start a process of the sandbox; its output goes to `logs/NAME.log`."""
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
+        return self._keep(name, start(command, self.logs / f"{name}.log", environment))
+
+    def module(
+        self, name: str, module: str, *arguments: str, prefix: Iterable[str] = ()
+    ) -> Process:
+        """Start one of the project's modules as a process of the sandbox."""
+        return self.spawn(name, [*prefix, sys.executable, "-m", module, *arguments])
+
+    @cached_property
+    def ports(self) -> Ports:
+        if "ports" not in self.state:
+            self.state["ports"] = asdict(self.host.choose_ports())
+            self._save()
+        return Ports(**self.state["ports"])
 
     @contextlib.contextmanager
     def _step(self, what: str) -> Iterator[None]:
@@ -132,12 +160,15 @@ class Sandbox:
         """
         for folder in (self.logs, self.api, self._prometheus):
             folder.mkdir(parents=True, exist_ok=True)
+        self.state["host"] = self.kind
+        self._save()
+        self.host.prepare(self._step)
         self._aws()
         self._sample_api()
         with self._step("pulumi up"):
             self._configure(server, token)
             self.engine.up(output)
-        self._host()
+        self._run_host()
         self._start_prometheus()
         with self._step("first scrapes"):
             wait(lambda: all(self.scrapes().values()), "Prometheus to scrape all targets")
@@ -145,55 +176,54 @@ class Sandbox:
     def _aws(self) -> None:
         if self.process("aws"):
             return
-        if self.exists and (self.folder / "pulumi").exists():
+        if (self.folder / "pulumi").exists():
             raise SandboxError(
                 "the embedded AWS has ended, and its memory with it; run: down, then up"
             )
         with self._step("embedded AWS"):
-            child, _ = aws.start(self.folder, region=REGION, vpc_cidr=VPC, subnet_cidr=SUBNET)
+            network = self.host.addresses
+            child, _ = aws.start(
+                self.folder, region=aws.REGION, vpc_cidr=network.vpc, subnet_cidr=network.subnet
+            )
             self._keep("aws", Process.adopt(child))
 
     def _sample_api(self) -> None:
         if self.process("api"):
             return
         with self._step("sample API"):
-            ports = self.state.setdefault(
-                "api", [free_port(API_ADDRESS, 9464), free_port(API_ADDRESS, 3002)]
-            )
+            address, ports = self.host.addresses.api, self.ports
             if not (self.api / "tokens.json").exists():
                 api.accept(self.api, [])
-            command = [sys.executable, "-m", "sandbox.api", "--address", API_ADDRESS]
-            command += ["--metrics-port", str(ports[0]), "--workers-port", str(ports[1])]
-            command += ["--folder", str(self.api)]
-            self._keep("api", self._start(command, "api"))
-            for port in ports:
-                wait(partial(_listens, API_ADDRESS, port), "the sample API")
+            arguments = ["--address", address, "--metrics-port", str(ports.api)]
+            arguments += ["--workers-port", str(ports.workers), "--folder", str(self.api)]
+            self.module("api", "sandbox.api", *arguments, prefix=self.host.prefix("api"))
+            with self.host.at("api"):
+                for port in (ports.api, ports.workers):
+                    wait(partial(_listens, address, port), "the sample API")
 
     def _configure(self, server: str | None, token: str | None) -> None:
         """The stack file of a new sandbox; an older one's is the user's, but for the server."""
-        engine = self.engine
-        if "port" in self.state:
+        engine, network, ports = self.engine, self.host.addresses, self.ports
+        if "configured" in self.state:
             engine.configure({"server": server} if server else {})
             return
-        self.state["port"] = free_port("0.0.0.0", 9446)
-        ports = dict(zip(("api", "workers"), self.state["api"], strict=True))
-        paths = {"api": "/metrics", "workers": "/metrics/workers"}
+        upstreams = {"api": ("/metrics", ports.api), "workers": ("/metrics/workers", ports.workers)}
         engine.configure(
             {
-                "aws:region": REGION,
+                "aws:region": aws.REGION,
                 "subnetId": self.account.subnet_id,
-                "prometheusCidrs": [PROMETHEUS_CIDR],
-                "apiCidrs": [API_CIDR],
+                "prometheusCidrs": [network.prometheus_cidr],
+                "apiCidrs": [network.api_cidr],
                 "endpoints": [
                     {
                         "name": name,
                         "path": path,
-                        "upstream": f"http://{API_ADDRESS}:{ports[name]}{path}",
+                        "upstream": f"http://{network.api_name}:{port}{path}",
                     }
-                    for name, path in paths.items()
+                    for name, (path, port) in upstreams.items()
                 ],
                 "server": server or "nginx",
-                "port": self.state["port"],
+                "port": ports.proxy,
                 "instanceType": "t4g.micro" if platform.machine() == "aarch64" else "t3.micro",
                 "syncInterval": SYNC_INTERVAL,
                 "grafana": {"folderTitle": "SBA sandbox"},
@@ -202,26 +232,28 @@ class Sandbox:
         token = token or secrets.token_urlsafe(32)
         engine.set_secret("adminToken", token)
         api.accept(self.api, [api.digest(token)])
+        self.state["configured"] = True
         self._save()
 
-    def _host(self) -> None:
+    def _run_host(self) -> None:
         """Run the machine that the embedded EC2 has on record; a replaced one anew."""
         instance = str(self.engine.outputs()["instanceId"])
-        if self.process("host") and self.state.get("instance") == instance:
+        new = self.state.get("instance") != instance
+        running = self.process("host")
+        if running and not new:
+            self.host.update(self.account, instance)
             return
-        with self._step("host as plain processes"):
-            if old := self.process("host"):
-                old.stop()
-            answer = self.account.client("ec2").describe_instance_attribute(
-                InstanceId=instance, Attribute="userData"
-            )
-            host_process.lay_out(base64.b64decode(answer["UserData"]["Value"]).decode(), self.root)
-            command = [sys.executable, "-m", "sandbox.host_process", "--root", str(self.root)]
-            command += ["--account", str(self.folder / "aws.json"), "--instance", instance]
-            command += ["--access-log", str(self.logs / "access.log")]
+        with self._step(f"host: {self.host.what}"):
+            if running:
+                running.stop()
             self.state["instance"] = instance
-            self._keep("host", self._start(command, "host"))
-            wait(lambda: self.proxy_metrics() is not None, "the proxy to answer (logs/host.log)")
+            self.host.run(self.account, instance, self.ports, new=new)
+            wait(self._host_serves, "the proxy to answer (logs/host.log)", 180)
+
+    def _host_serves(self) -> bool:
+        if self.process("host") is None:
+            raise SandboxError(f"the host has ended; see {self.logs / 'host.log'}")
+        return self.proxy_metrics() is not None
 
     def _start_prometheus(self) -> None:
         """Prometheus with the stack's own scrape config."""
@@ -237,22 +269,25 @@ class Sandbox:
             running.signal(signal.SIGHUP)
             return
         with self._step("Prometheus"):
-            port = self.state.setdefault("prometheus", free_port("127.0.0.1", 9090))
-            command = [prometheus(), f"--config.file={self._prometheus / 'prometheus.yml'}"]
+            command = [*self.host.prefix("prometheus"), prometheus()]
+            command += [f"--config.file={self._prometheus / 'prometheus.yml'}"]
             command += [f"--storage.tsdb.path={self._prometheus / 'data'}"]
-            command += [f"--web.listen-address=127.0.0.1:{port}"]
-            self._keep("prometheus", self._start(command, "prometheus"))
-            wait(lambda: _listens("127.0.0.1", port), "Prometheus (logs/prometheus.log)")
+            command += [f"--web.listen-address=127.0.0.1:{self.ports.prometheus}"]
+            self.spawn("prometheus", command)
+            wait(self._prometheus_ready, "Prometheus (logs/prometheus.log)")
 
-    def _start(self, command: list[str], log: str) -> Process:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
-        return start(command, self.logs / f"{log}.log", environment)
+    def _prometheus_ready(self) -> bool:
+        try:
+            urllib.request.urlopen(f"{self.prometheus_url}/-/ready", timeout=5).close()
+        except (OSError, http.client.HTTPException):
+            return False
+        return True
 
     # -- questions -----------------------------------------------------------------------------
 
     @property
     def prometheus_url(self) -> str:
-        return f"http://127.0.0.1:{self.state['prometheus']}"
+        return f"http://127.0.0.1:{self.ports.prometheus}"
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """An instant query: a list of `{"metric": labels, "value": [time, text]}`."""
@@ -271,23 +306,22 @@ class Sandbox:
 
     def get(self, path: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
         """GET a path of the proxy as Prometheus does: with the CA, without a token."""
-        outputs = self.engine.outputs()
-        context = ssl.create_default_context(cadata=outputs["caCertificate"])
-        request = urllib.request.Request(outputs["proxyUrl"] + path, headers=headers or {})
-        opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
-        )
-        try:
-            with opener.open(request, timeout=10) as answer:
-                return int(answer.status), answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
+        proxy = self.contract()["proxy"]
+        address, port, name = proxy["address"], proxy["port"], proxy["server_name"]
+        context = ssl.create_default_context(cadata=self.engine.outputs()["caCertificate"])
+        connection = http.client.HTTPConnection(name, port)
+        with closing(connection):
+            plain = socket.create_connection((address, port), timeout=10)
+            connection.sock = context.wrap_socket(plain, server_hostname=name)
+            connection.request("GET", path, headers=headers or {})
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
 
     def proxy_metrics(self) -> str | None:
         """The proxy's own document, None while it does not answer."""
         try:
             status, text = self.get("/metrics/proxy")
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return None
         return text if status == 200 else None
 
@@ -295,12 +329,13 @@ class Sandbox:
         """Where everything is, as `--json` prints it."""
         outputs, account = self.engine.outputs(), self.account
         config = yaml.safe_load(self.engine.config_file.read_text())["config"]
+        address, port = self.host.outside_address(outputs["privateIp"]), self.ports.proxy
         return {
             "proxy": {
                 "server": config[f"{NAMESPACE}:server"],
-                "url": outputs["proxyUrl"],
-                "address": outputs["privateIp"],
-                "port": self.state["port"],
+                "url": f"https://{address}:{port}",
+                "address": address,
+                "port": port,
                 "server_name": config.get(f"{NAMESPACE}:serverName", "prometheus-api.local"),
                 "ca_file": str(self._prometheus / CA_FILE),
             },
@@ -321,7 +356,7 @@ class Sandbox:
                 "stack": STACK,
                 "project": str(self.engine.project),
             },
-            "host": {"kind": "process", "root": str(self.root)},
+            "host": {"kind": self.kind, "root": str(self.host.root)},
             "grafana": {"provisioning": str(self.engine.provisioning)},
         }
 
@@ -351,10 +386,11 @@ class Sandbox:
 
     def down(self) -> None:
         """End every process and remove the folder."""
-        for name in ("prometheus", "host", "api", "aws"):
+        for name in reversed(self.state["processes"]):
             if running := self.process(name):
                 with self._step(f"stop {name}"):
                     running.stop()
+        self.host.remove()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -1,0 +1,1 @@
+"""The declared machine, booted: Debian 13 in namespaces, in a network like AWS' own."""

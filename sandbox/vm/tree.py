@@ -1,0 +1,168 @@
+"""The machine's disk as it is before the first boot: what Debian's own image for EC2 holds.
+
+Built from the apt sources of this machine and kept below `.cache/vm`, a week for each set of
+packages: so an `up` needs no package mirror, and a tree is never older than a week.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+from host.cloud_config import EVERYWHERE, PACKAGES
+from sandbox.tools import ROOT
+
+CACHE: Final = ROOT / ".cache" / "vm"
+RELEASE: Final = "trixie"
+IMAGE: Final = """
+systemd-sysv dbus udev init libpam-systemd libnss-systemd systemd-resolved libnss-myhostname
+systemd-timesyncd netplan.io unattended-upgrades apt-utils iptables iputils-ping netbase sudo
+openssh-server awscli cloud-init cloud-guest-utils amazon-ec2-utils ca-certificates curl apparmor
+zstd less vim-tiny procps iproute2 ethtool psmisc xz-utils uuid-runtime
+"""
+"""The packages of Debian's image for EC2 (13, 2025), less kernel and boot loader."""
+
+WANTED: Final = sorted({*EVERYWHERE, *chain.from_iterable(PACKAGES.values())})
+"""What user data may install."""
+
+FILES: Final = {
+    # as in the image
+    "etc/cloud/cloud.cfg.d/01_debian_cloud.cfg": "system_info:\n  default_user: {name: admin, "
+    "lock_passwd: true, groups: [adm, sudo], shell: /bin/bash}\nlocale: C.UTF-8\n",
+    "etc/default/locale": "LANG=C.UTF-8\n",
+    "etc/hostname": "debian\n",
+    "etc/machine-id": "",
+    # What follows is the container's. ds-identify rules EC2 out in any container; a single data
+    # source is not checked.
+    "etc/cloud/cloud.cfg.d/90_dpkg.cfg": "datasource_list: [ Ec2, None ]\n",
+    # cloud-init would install a udev rule for hotplug, and no udevd runs in a container
+    "etc/cloud/cloud.cfg.d/91_no_hotplug.cfg": "updates: {network: {when: [boot-new-instance]}}\n",
+    # netplan, which cloud-init feeds, matches a permanent MAC address, and a veth has none
+    "etc/systemd/network/05-ens5.network": "[Match]\nName=ens5\n[Network]\nDHCP=ipv4\n",
+    "etc/apt/apt.conf.d/99no-translations": 'Acquire::Languages "none";\n',
+}
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A root file system, and the packages that a machine may install into it."""
+
+    folder: Path
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "root"
+
+    @property
+    def packages(self) -> Path:
+        return self.folder / "packages"
+
+    @property
+    def mirrors(self) -> list[str]:
+        """Host names of the package mirrors that the tree's apt asks."""
+        lists = (self.root / "etc/apt").rglob("*")
+        text = "".join(f.read_text() for f in lists if f.suffix in (".list", ".sources"))
+        return sorted(set(re.findall(r"https://([^/\s]+)", text)))
+
+
+def cached() -> Tree:
+    """This week's tree, there or not."""
+    week = time.strftime("%G-%V")
+    recipe = [Path(__file__).read_text(), *WANTED, week]
+    key = hashlib.sha256("\n".join(recipe).encode()).hexdigest()[:12]
+    return Tree(CACHE / f"{week}-{key}")
+
+
+def build() -> Tree:
+    """This week's tree, built if it is not there; `subprocess.CalledProcessError` says why not."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    tree, lock = cached(), os.open(CACHE, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another sandbox may be building it
+        if not tree.folder.exists():
+            part = Tree(CACHE / "part")
+            shutil.rmtree(part.folder, ignore_errors=True)
+            part.packages.mkdir(parents=True)
+            _bootstrap(part)
+            _finish(part)
+            part.folder.rename(tree.folder)
+            _forget_older(tree)
+    finally:
+        os.close(lock)
+    return tree
+
+
+def _bootstrap(tree: Tree) -> None:
+    exclude = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "doc", "locale")]
+    install = "apt-get -qy --no-install-recommends --download-only install"
+    hooks = [
+        'chroot "$1" apt-get clean',
+        f'chroot "$1" {install} {" ".join(WANTED)}',
+        f'mv "$1"/var/cache/apt/archives/*.deb {tree.packages}',
+        'chroot "$1" systemctl -q enable systemd-networkd.service',
+    ]
+    command = ["mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", *exclude]
+    command += ["--dpkgopt=path-include=/usr/share/locale/locale.alias"]
+    # the lists stay: the mirror of the sandbox only confirms them
+    command += ["--skip=cleanup/apt,cleanup/reproducible", f"--include={','.join(IMAGE.split())}"]
+    command += [f"--customize-hook={hook}" for hook in hooks]
+    with (CACHE / "mmdebstrap.log").open("w") as log:
+        subprocess.run(
+            [*command, RELEASE, tree.root, *_sources()], stdout=log, stderr=log, check=True
+        )
+
+
+def _sources() -> list[Path]:
+    """The sources of this machine's apt, told of the machine's release; none: Debian's own."""
+    release = dict(
+        line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if line
+    ).get("VERSION_CODENAME", "")
+    apt = Path("/etc/apt")
+    for source in [*apt.glob("sources.list"), *apt.glob("sources.list.d/*.[ls]*")]:
+        lines = [line for line in source.read_text().splitlines() if not line.startswith("#")]
+        if any(release in line.replace("/", " ").split() for line in lines):
+            copy = CACHE / f"{RELEASE}-{source.name}"
+            copy.write_text("\n".join(lines).replace(release, RELEASE) + "\n")
+            return [copy]
+    return []
+
+
+def _finish(tree: Tree) -> None:
+    for name, text in FILES.items():
+        (tree.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree.root / name).write_text(text)
+    for source in (tree.root / "etc/apt").rglob("*"):
+        if source.suffix in (".list", ".sources"):
+            # Debian's images for EC2 ask their mirror over HTTPS
+            source.write_text(source.read_text().replace("http://", "https://"))
+    resolved = tree.root / "etc/resolv.conf"
+    resolved.unlink(missing_ok=True)
+    resolved.symlink_to("/run/systemd/resolve/resolv.conf")
+    for key in (tree.root / "etc/ssh").glob("ssh_host_*"):
+        key.unlink()
+    (tree.root / "var/lib/dbus/machine-id").unlink(missing_ok=True)
+
+
+def _forget_older(tree: Tree) -> None:
+    """Trees of the weeks before: nobody boots them any more, though one may still run."""
+    fortnight = time.time() - 14 * 86_400
+    for folder in CACHE.iterdir():
+        if folder.is_dir() and folder != tree.folder and folder.stat().st_mtime < fortnight:
+            shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    try:
+        build()
+    except subprocess.CalledProcessError:
+        sys.exit("\n".join((CACHE / "mmdebstrap.log").read_text().splitlines()[-20:]))
