@@ -31,7 +31,7 @@ class Addresses:
 
 @dataclass(frozen=True, kw_only=True)
 class Ports:
-    """TCP ports. Those of proxy and Prometheus are also free ones of this machine's loopback."""
+    """The TCP ports that everybody listens on."""
 
     proxy: int
     prometheus: int
@@ -64,10 +64,11 @@ class Host(Protocol):
     def root(self) -> Path:
         """The machine's files."""
 
-    def outside_address(self, address: str) -> str:
-        """Where this machine's own programs reach the proxy, given its private address."""
+    def reach(self, what: Literal["proxy", "prometheus"], address: str) -> tuple[str, int]:
+        """Where this machine's own programs reach what listens at `address`."""
 
-    def choose_ports(self) -> Ports: ...
+    @property
+    def ports(self) -> Ports: ...
 
     def prefix(self, place: Place) -> list[str]:
         """What to put before a command that is to run there."""
@@ -78,7 +79,7 @@ class Host(Protocol):
     def prepare(self, step: Callable[[str], AbstractContextManager[None]]) -> None:
         """Before anything else is up."""
 
-    def run(self, account: Account, instance: str, ports: Ports, *, new: bool) -> None:
+    def run(self, account: Account, instance: str, *, new: bool) -> None:
         """Run an instance of the embedded EC2: a new one, or one that has ended anew.
 
         Returns once it was started, not when it serves.

@@ -11,6 +11,7 @@ import argparse
 import base64
 import configparser
 import contextlib
+import json
 import os
 import shlex
 import shutil
@@ -21,8 +22,10 @@ import sys
 import threading
 import time
 from contextlib import AbstractContextManager
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Literal
 
 import yaml
 
@@ -74,16 +77,23 @@ class ProcessHost:
         self.root = folder / "host"
         self._processes = processes
 
-    def choose_ports(self) -> Ports:
-        return Ports(
+    @cached_property
+    def ports(self) -> Ports:
+        """Free ones, the usual if possible, chosen once."""
+        file = self.folder / "ports.json"
+        if file.exists():
+            return Ports(**json.loads(file.read_text()))
+        ports = Ports(
             proxy=free_port("0.0.0.0", 9446),
             prometheus=free_port("127.0.0.1", 9090),
             api=free_port(ADDRESSES.api, 9464),
             workers=free_port(ADDRESSES.api, 3002),
         )
+        file.write_text(json.dumps(asdict(ports)))
+        return ports
 
-    def outside_address(self, address: str) -> str:
-        return address
+    def reach(self, what: Literal["proxy", "prometheus"], address: str) -> tuple[str, int]:
+        return address, getattr(self.ports, what)
 
     def prefix(self, _: Place) -> list[str]:
         return []
@@ -94,7 +104,7 @@ class ProcessHost:
     def prepare(self, _: object) -> None:
         """Nothing to prepare."""
 
-    def run(self, account: Account, instance: str, _: Ports, *, new: bool) -> None:
+    def run(self, account: Account, instance: str, *, new: bool) -> None:
         if new:
             answer = account.client("ec2").describe_instance_attribute(
                 InstanceId=instance, Attribute="userData"

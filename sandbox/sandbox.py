@@ -30,12 +30,13 @@ from config.settings import NAMESPACE
 from monitoring.scrape import CA_FILE
 from sandbox import api, aws
 from sandbox.engine import STACK, Engine
-from sandbox.host import Host, Ports, Processes
+from sandbox.host import Host, Processes
 from sandbox.host_process import ProcessHost
 from sandbox.processes import Process, start, wait
 from sandbox.tools import ROOT, prometheus
 from sandbox.vm.host import VirtualHost
 
+LOOPBACK: Final = "127.0.0.1"
 SYNC_INTERVAL: Final = 2
 
 Progress = Callable[[str, float], object]
@@ -124,13 +125,6 @@ class Sandbox:
         """Start one of the project's modules as a process of the sandbox."""
         return self.spawn(name, [*prefix, sys.executable, "-m", module, *arguments])
 
-    @cached_property
-    def ports(self) -> Ports:
-        if "ports" not in self.state:
-            self.state["ports"] = asdict(self.host.choose_ports())
-            self._save()
-        return Ports(**self.state["ports"])
-
     @contextlib.contextmanager
     def _step(self, what: str) -> Iterator[None]:
         began = time.monotonic()
@@ -191,7 +185,7 @@ class Sandbox:
         if self.process("api"):
             return
         with self._step("sample API"):
-            address, ports = self.host.addresses.api, self.ports
+            address, ports = self.host.addresses.api, self.host.ports
             if not (self.api / "tokens.json").exists():
                 api.accept(self.api, [])
             arguments = ["--address", address, "--metrics-port", str(ports.api)]
@@ -203,7 +197,7 @@ class Sandbox:
 
     def _configure(self, server: str | None, token: str | None) -> None:
         """The stack file of a new sandbox; an older one's is the user's, but for the server."""
-        engine, network, ports = self.engine, self.host.addresses, self.ports
+        engine, network, ports = self.engine, self.host.addresses, self.host.ports
         if "configured" in self.state:
             engine.configure({"server": server} if server else {})
             return
@@ -247,7 +241,7 @@ class Sandbox:
             if running:
                 running.stop()
             self.state["instance"] = instance
-            self.host.run(self.account, instance, self.ports, new=new)
+            self.host.run(self.account, instance, new=new)
             wait(self._host_serves, "the proxy to answer (logs/host.log)", 180)
 
     def _host_serves(self) -> bool:
@@ -272,7 +266,7 @@ class Sandbox:
             command = [*self.host.prefix("prometheus"), prometheus()]
             command += [f"--config.file={self._prometheus / 'prometheus.yml'}"]
             command += [f"--storage.tsdb.path={self._prometheus / 'data'}"]
-            command += [f"--web.listen-address=127.0.0.1:{self.ports.prometheus}"]
+            command += [f"--web.listen-address={LOOPBACK}:{self.host.ports.prometheus}"]
             self.spawn("prometheus", command)
             wait(self._prometheus_ready, "Prometheus (logs/prometheus.log)")
 
@@ -287,7 +281,8 @@ class Sandbox:
 
     @property
     def prometheus_url(self) -> str:
-        return f"http://127.0.0.1:{self.ports.prometheus}"
+        address, port = self.host.reach("prometheus", LOOPBACK)
+        return f"http://{address}:{port}"
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """An instant query: a list of `{"metric": labels, "value": [time, text]}`."""
@@ -329,7 +324,7 @@ class Sandbox:
         """Where everything is, as `--json` prints it."""
         outputs, account = self.engine.outputs(), self.account
         config = yaml.safe_load(self.engine.config_file.read_text())["config"]
-        address, port = self.host.outside_address(outputs["privateIp"]), self.ports.proxy
+        address, port = self.host.reach("proxy", outputs["privateIp"])
         return {
             "proxy": {
                 "server": config[f"{NAMESPACE}:server"],

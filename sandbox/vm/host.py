@@ -10,11 +10,11 @@ import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal
 
 from sandbox.aws import REGION, Account
 from sandbox.host import Addresses, Place, Ports, Processes
-from sandbox.processes import free_port
+from sandbox.processes import wait
 from sandbox.vm import authority, machine, security_group, services, tree
 from sandbox.vm.network import (
     ADDRESSES,
@@ -52,7 +52,7 @@ def obstacle() -> str | None:
     for program, package in PROGRAMS.items():
         if shutil.which(program) is None:
             return f"{program} is missing: apt-get install {package}"
-    if not any(group.parent.joinpath("cgroup.procs").exists() for group in machine.cgroups("")):
+    if not any((folder / "cgroup.controllers").exists() for folder in machine.hierarchies()):
         return "no cgroup2 is mounted"
     spaces = ["unshare", "--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup", "--fork"]
     tried = subprocess.run([*spaces, "sh", "-c", _TRY], capture_output=True, text=True, check=False)
@@ -67,6 +67,7 @@ class VirtualHost:
     kind: ClassVar[str] = "vm"
     what: ClassVar[str] = "Debian 13 in systemd-nspawn"
     addresses: ClassVar[Addresses] = ADDRESSES
+    ports: ClassVar[Ports] = Ports(proxy=9446, prometheus=9090, api=9464, workers=3002)
 
     def __init__(self, folder: Path, processes: Processes) -> None:
         self.folder = folder / "vm"
@@ -88,17 +89,8 @@ class VirtualHost:
         """What `aws ec2 get-console-output` would answer."""
         return (self.folder.parent / "logs" / "host.log").read_text(errors="replace")
 
-    def choose_ports(self) -> Ports:
-        loopback = "127.0.0.1"
-        return Ports(
-            proxy=free_port(loopback, 9446),
-            prometheus=free_port(loopback, 9090),
-            api=9464,
-            workers=3002,
-        )
-
-    def outside_address(self, _: str) -> str:
-        return "127.0.0.1"
+    def reach(self, what: Literal["proxy", "prometheus"], _: str) -> tuple[str, int]:
+        return "127.0.0.1", services.ports(self.folder)[what]
 
     def prefix(self, place: Place) -> list[str]:
         return self.network.prefix(place)
@@ -124,12 +116,12 @@ class VirtualHost:
             with step("network namespaces"):
                 self.network.make()
 
-    def run(self, account: Account, instance: str, ports: Ports, *, new: bool) -> None:
+    def run(self, account: Account, instance: str, *, new: bool) -> None:
         interface = _interface(account, instance)
         built = tree.build()
         if new:
             self._new_disk(built)
-        self._serve(interface, ports, built)
+        self._serve(interface, built)
         self.update(account, instance)
         config = machine.Config(
             name=self.network.name,
@@ -171,7 +163,7 @@ class VirtualHost:
             (self.disk / "upper" / name).parent.mkdir(parents=True)
             (self.disk / "upper" / name).write_text(text)
 
-    def _serve(self, interface: dict[str, Any], ports: Ports, built: tree.Tree) -> None:
+    def _serve(self, interface: dict[str, Any], built: tree.Tree) -> None:
         """VPC DNS, DHCP, metadata, AWS, packages, and the way in."""
         address = interface["PrivateIpAddress"]
         hosts, leases = self.folder / "hosts", self.folder / "leases"
@@ -190,16 +182,17 @@ class VirtualHost:
             account=str(self.folder.parent / "aws.json"),
             certificate=str(self.folder / "server.pem"),
             packages=str(built.packages),
-            proxy_address=address,
-            proxy_port=ports.proxy,
-            prometheus_port=ports.prometheus,
+            ways_in={
+                "proxy": (address, self.ports.proxy),
+                "prometheus": ("127.0.0.1", self.ports.prometheus),
+            },
         )
-        file = self.folder / "services.json"
         if not self._processes.process("dns"):
             self._processes.spawn("dns", dns)
         if not self._processes.process("services"):
-            config.write(file)
-            self._processes.module("services", "sandbox.vm.services", str(file))
+            config.write(self.folder)
+            self._processes.module("services", "sandbox.vm.services", str(self.folder))
+            wait(lambda: services.ports(self.folder), "the VPC's services (logs/services.log)")
 
 
 def _interface(account: Account, instance: str) -> dict[str, Any]:

@@ -42,16 +42,21 @@ class Config:
         file.write_text(json.dumps(asdict(self)))
 
 
-def cgroups(name: str) -> list[Path]:
-    """A machine's control groups: in the unified hierarchy, and in systemd's old one if any."""
+def hierarchies() -> list[Path]:
+    """Where control groups are made: the unified hierarchy, and systemd's old one if any."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     return sorted(
         {
-            Path(folder) / name
+            Path(folder)
             for _, folder, kind, options, *_ in mounts
             if kind == "cgroup2" or (kind == "cgroup" and "name=systemd" in options)
         }
     )
+
+
+def cgroups(name: str) -> list[Path]:
+    """A machine's control groups."""
+    return [folder / name for folder in hierarchies()]
 
 
 def kill(name: str) -> None:

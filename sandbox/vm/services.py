@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import socket
 import ssl
@@ -38,12 +39,26 @@ class Config:
     """The ready file of the embedded AWS."""
     certificate: str
     packages: str
-    proxy_address: str
-    proxy_port: int
-    prometheus_port: int
+    ways_in: dict[str, tuple[str, int]]
+    """Name → address and port, as seen from Prometheus' place."""
 
-    def write(self, file: Path) -> None:
-        file.write_text(json.dumps(asdict(self)))
+    def write(self, folder: Path) -> None:
+        (folder / "ports.json").unlink(missing_ok=True)
+        (folder / "services.json").write_text(json.dumps(asdict(self)))
+
+
+def ports(folder: Path) -> dict[str, int]:
+    """The loopback port of each way in; none before the services listen."""
+    file = folder / "ports.json"
+    return dict(json.loads(file.read_text())) if file.exists() else {}
+
+
+def _listen(port: int) -> socket.socket:
+    """On a port of this machine's loopback: the usual one, or any that is free."""
+    try:
+        return socket.create_server(("127.0.0.1", port))
+    except OSError:
+        return socket.create_server(("127.0.0.1", 0))
 
 
 def mirror(packages: Path) -> type[BaseHTTPRequestHandler]:
@@ -115,7 +130,8 @@ async def connect_from(network: Network, place: str, address: str, port: int) ->
     return await asyncio.open_connection(sock=made)
 
 
-async def serve(config: Config) -> None:
+async def serve(folder: Path) -> None:
+    config = Config(**json.loads((folder / "services.json").read_text()))
     network = Network(config.network)
     account = Account.read(Path(config.account))
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -135,24 +151,21 @@ async def serve(config: Config) -> None:
         made.socket = listener
         threading.Thread(target=made.serve_forever, daemon=True).start()
     url = urllib.parse.urlsplit(account.endpoint_url)
-    await asyncio.gather(
-        relay(at_aws, lambda: asyncio.open_connection(url.hostname, url.port), tls),
-        relay(
-            socket.create_server(("127.0.0.1", config.proxy_port)),
-            lambda: connect_from(network, "prometheus", config.proxy_address, config.proxy_port),
-        ),
-        relay(
-            socket.create_server(("127.0.0.1", config.prometheus_port)),
-            lambda: connect_from(network, "prometheus", "127.0.0.1", config.prometheus_port),
-        ),
-    )
+    relays = [relay(at_aws, lambda: asyncio.open_connection(url.hostname, url.port), tls)]
+    listeners = {name: _listen(port) for name, (_, port) in config.ways_in.items()}
+    for name, (address, port) in config.ways_in.items():
+        connect = functools.partial(connect_from, network, "prometheus", address, port)
+        relays.append(relay(listeners[name], connect))
+    part = folder / "ports.part"
+    part.write_text(json.dumps({name: s.getsockname()[1] for name, s in listeners.items()}))
+    part.replace(folder / "ports.json")
+    await asyncio.gather(*relays)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("config", type=Path)
-    config = Config(**json.loads(parser.parse_args().config.read_text()))
-    asyncio.run(serve(config))
+    parser.add_argument("folder", type=Path, help="of services.json; ports.json is written there")
+    asyncio.run(serve(parser.parse_args().folder))
 
 
 if __name__ == "__main__":
