@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import TCPServer
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, generate_latest
@@ -165,6 +166,10 @@ def serve(address: tuple[str, int], path: str, document: Callable[[], bytes], fo
     class Server(ThreadingHTTPServer):
         daemon_threads = True
         request_queue_size = 511  # Node's; with Python's 5 a burst waits for a second SYN
+
+        def server_bind(self) -> None:
+            """Without HTTPServer's question to DNS for a name, which costs 5 s where none is."""
+            TCPServer.server_bind(self)
 
         def handle_error(self, *_: object) -> None:
             """A client that goes away is no news: the sync's probe reads the status only."""

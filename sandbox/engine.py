@@ -31,6 +31,7 @@ class Engine:
     """Preview, up and destroy of one stack whose state lies below `folder`."""
 
     def __init__(self, folder: Path, account: Account) -> None:
+        self._outputs: dict[str, Any] | None = None
         self.backend = folder / "pulumi"
         self.project = folder / "project"
         self.provisioning = folder / "grafana"
@@ -103,11 +104,14 @@ class Engine:
         self._run(self.stack.destroy, output)
 
     def outputs(self) -> dict[str, Any]:
-        """The stack's outputs, secrets included."""
-        return {name: output.value for name, output in self.stack.outputs().items()}
+        """The stack's outputs, secrets included. The CLI takes half a second: asked once an `up`."""
+        if self._outputs is None:
+            self._outputs = {name: output.value for name, output in self.stack.outputs().items()}
+        return self._outputs
 
     def _run(self, operation: Callable[..., Any], output: Any, **options: Any) -> Any:
         lines: list[str] = []
+        self._outputs = None
 
         def collect(line: str) -> None:
             lines.append(line)

@@ -14,7 +14,7 @@ mount -o remount,bind,ro /sys
 # Without BPF, IPAddressDeny= and SocketBindDeny= would silently not be enforced.
 # /sys/hypervisor/uuid: cloud-init takes what begins with "ec2" for EC2.
 SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 exec systemd-nspawn --quiet --boot \
-    --directory="$disk/root" --machine="$name" --register=no --keep-unit --console=pipe \
+    --directory="$disk/root" --machine="$name" --register=no --keep-unit --console=read-only \
     --network-interface=ens5 --resolv-conf=off --timezone=off --link-journal=no \
     --bind-ro="$disk/hypervisor:/sys/hypervisor" \
     --capability=CAP_BPF,CAP_PERFMON --system-call-filter=bpf

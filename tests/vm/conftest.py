@@ -1,0 +1,42 @@
+"""One booted machine for the tests that look at it or break it and wait for it to recover."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sandbox.sandbox import Sandbox
+from sandbox.vm.host import VirtualHost, obstacle
+
+CANARY = "canary-6f1d0c27b9+/e4.~_tok=="
+
+
+def boot(folder: Path, token: str | None = None, server: str = "nginx") -> Sandbox:
+    """A sandbox whose machine boots; skips, but not under CI, where that cannot be done."""
+    if reason := obstacle():
+        assert "CI" not in os.environ, reason
+        pytest.skip(f"no machine can boot here: {reason}")
+    booted = Sandbox(folder, host="vm")
+    try:
+        booted.up(server, token)
+    except BaseException:
+        booted.down()
+        raise
+    return booted
+
+
+@pytest.fixture(scope="session")
+def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    """The sandbox, up."""
+    booted = boot(tmp_path_factory.mktemp("vm"), CANARY)
+    yield booted
+    booted.down()
+
+
+@pytest.fixture
+def machine(vm: Sandbox) -> VirtualHost:
+    assert isinstance(vm.host, VirtualHost)
+    return vm.host
