@@ -104,7 +104,7 @@ class Engine:
         self._run(self.stack.destroy, output)
 
     def outputs(self) -> dict[str, Any]:
-        """The stack's outputs, secrets included. The CLI takes half a second: asked once an `up`."""
+        """The stack's outputs, secrets included. The CLI is slow: it is asked once an `up`."""
         if self._outputs is None:
             self._outputs = {name: output.value for name, output in self.stack.outputs().items()}
         return self._outputs

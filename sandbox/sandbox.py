@@ -237,7 +237,10 @@ class Sandbox:
         if running and not new:
             self.host.update(self.account, instance)
             return
-        with self._step(f"host: {self.host.what}"):
+        what = self.host.what
+        if running:
+            what += ", in place of the old one (the sandbox's gap, not AWS')"
+        with self._step(f"host: {what}"):
             if running:
                 running.stop()
             self.state["instance"] = instance

@@ -15,11 +15,10 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Final
 
-from host.cloud_config import EVERYWHERE, PACKAGES
+from host.cloud_config import EVERYWHERE, SERVERS
 from sandbox.tools import ROOT
 
 CACHE: Final = ROOT / ".cache" / "vm"
@@ -32,7 +31,7 @@ zstd less vim-tiny procps iproute2 ethtool psmisc xz-utils uuid-runtime
 """
 """The packages of Debian's image for EC2 (13, 2025), less kernel and boot loader."""
 
-WANTED: Final = sorted({*EVERYWHERE, *chain.from_iterable(PACKAGES.values())})
+WANTED: Final = sorted({*EVERYWHERE, *(server["package"] for server in SERVERS.values())})
 """What user data may install."""
 
 FILES: Final = {
