@@ -123,6 +123,7 @@ def _table(sandbox: Sandbox) -> int:
     ]
     rows += [
         ("proxy", proxy["server"], proxy["url"]),
+        ("host", sandbox.kind, sandbox.host.what),
         ("Prometheus", "real", contract["prometheus"]["url"]),
         ("AWS", "moto", aws["endpoint_url"]),
         ("Pulumi", f"stack {contract['pulumi']['stack']}", contract["pulumi"]["backend"]),
@@ -132,8 +133,10 @@ def _table(sandbox: Sandbox) -> int:
     for name, state, where in rows:
         print(f"{name:<16}{state:<{14 + len(state) - len(_plain(state))}}{where}".rstrip())
     print("\nLook, with the CA and without a token:")
+    port, name = proxy["port"], proxy["server_name"]
     for endpoint in contract["endpoints"]:
-        print(f"  curl --cacert {shown} {proxy['url']}{endpoint['path']}")
+        print(f"  curl --cacert {shown} --resolve {name}:{port}:{proxy['address']} \\")
+        print(f"       https://{name}:{port}{endpoint['path']}")
     print("Then: .venv/bin/python -m sandbox status | rotate-token | down")
     return 0 if all(scrapes.values()) else 1
 

@@ -28,6 +28,10 @@ stamp() { cat "${@:2}" | sha256sum > "$1"; }
 # Debian packages, by the program that each brings
 programs=(nginx:nginx apache2:apache2 openssl:openssl)
 [ "$what" = test ] && programs+=(systemd-analyze:systemd npm:npm ip:iproute2 faketime:faketime)
+if [ "$(uname -s)" = Linux ] && [ "$(id -u)" = 0 ]; then # what boots the declared machine
+    programs+=(mmdebstrap:mmdebstrap systemd-nspawn:systemd-container dnsmasq:dnsmasq-base
+        ip:iproute2 nft:nftables nsenter:util-linux sysctl:procps)
+fi
 missing=()
 for entry in "${programs[@]}"; do
     PATH=$PATH:/usr/sbin:/sbin command -v "${entry%%:*}" > /dev/null || missing+=("${entry##*:}")
@@ -76,4 +80,8 @@ if ! .venv/bin/python -c 'from sandbox.tools import prometheus as p; p(); p("pro
     need_go "Prometheus 2.43 or newer"
     step "Prometheus and promtool (4 to 6 min the first time)" build prometheus "-s -w" \
         github.com/prometheus/prometheus/cmd/prometheus github.com/prometheus/prometheus/cmd/promtool
+fi
+
+if .venv/bin/python -c 'import sys; from sandbox.vm.host import obstacle; sys.exit(bool(obstacle()))'; then
+    step "Debian 13 tree (1 to 2 min, once a week)" .venv/bin/python -m sandbox.vm.tree
 fi

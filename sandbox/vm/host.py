@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import secrets
@@ -26,7 +27,7 @@ from sandbox.vm.network import (
     call,
 )
 
-DISK_SIZE: Final = "3g"
+DISK_SIZE: Final = "1g"
 CA_BUNDLE: Final = "etc/ssl/certs/ca-certificates.crt"
 PROGRAMS: Final = {
     "mmdebstrap": "mmdebstrap",
@@ -138,6 +139,8 @@ class VirtualHost:
 
     def remove(self) -> None:
         machine.kill(self.network.name)
+        with contextlib.suppress(FileNotFoundError):  # only a killed nspawn leaves it
+            (Path("/run/systemd/nspawn/propagate") / self.network.name).rmdir()
         self._drop_disk()
         self.network.remove()
 

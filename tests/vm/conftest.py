@@ -36,7 +36,11 @@ def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     booted.down()
 
 
+def machine_of(booted: Sandbox) -> VirtualHost:
+    assert isinstance(booted.host, VirtualHost)
+    return booted.host
+
+
 @pytest.fixture
 def machine(vm: Sandbox) -> VirtualHost:
-    assert isinstance(vm.host, VirtualHost)
-    return vm.host
+    return machine_of(vm)

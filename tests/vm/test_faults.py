@@ -1,0 +1,91 @@
+"""Every fault: what a real Prometheus lost at a scrape a second, and that it is over by itself."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from sandbox.processes import wait
+from sandbox.sandbox import Sandbox
+from sandbox.vm.host import VirtualHost
+from tests.vm.faults import FAULTS, Fault, World
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
+TARGETS = 'up{job=~"sba-api|sba-proxy"}'
+SCRAPES = 9
+"""Of three targets: three rounds."""
+
+
+def samples(vm: Sandbox, since: float) -> list[float]:
+    """The `up` of every scrape since a moment, of all three targets."""
+    seconds = int(time.time() - since) + 2
+    found = vm.query(f"{TARGETS}[{seconds}s]")
+    return [float(up) for series in found for when, up in series["values"] if when >= since]
+
+
+def healthy(since: float) -> str:
+    """PromQL: both secrets were brought after a moment, and everything answers."""
+    return (
+        f"min(metrics_proxy_secret_last_success_timestamp_seconds) > {since}"
+        f" and on() min({TARGETS}) == 1 and on() min(metrics_proxy_upstream_up) == 1"
+        " and on() max(metrics_proxy_secret_sync_ok) == 1"
+    )
+
+
+@pytest.fixture(scope="module")
+def seen() -> dict[str, tuple[int, float]]:
+    """Fault → scrapes lost, seconds to recover."""
+    return {}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_fault(
+    vm: Sandbox, machine: VirtualHost, fault: Fault, seen: dict[str, tuple[int, float]]
+) -> None:
+    world = World(vm=vm, machine=machine)
+    wait(lambda: vm.query(healthy(0)), "everything to be well before the fault", 90)
+    heard, began = len(machine.console), time.time()
+    with fault.cause(world):
+        wait(lambda: vm.query(fault.metric), f"Prometheus to see {fault.metric}", 90)
+        shown = time.time()
+        wait(lambda: len(samples(vm, shown)) >= SCRAPES, "three more rounds of scrapes")
+    ended = time.time()
+    wait(lambda: vm.query(healthy(ended)), "everything to be well again", 120)
+    lost = samples(vm, began).count(0)
+    seen[fault.name] = (lost, time.time() - ended)
+    assert (lost == 0) if fault.loses == "none" else (lost > 0 or fault.loses == "a restart")
+    assert re.search(fault.says, machine.console[heard:]), machine.console[heard:][-2000:]
+
+
+HEAD = """# Faults
+
+Written by `tests/vm/test_faults.py`, which causes each of them on the booted machine: it checks what
+a real Prometheus loses at one scrape a second (and a timeout of one), that the metric and the
+console name the cause, and that all is well again by itself. *A restart*: what fits into the second
+that systemd waits before it starts the server again, or into a reboot. The numbers are of one run
+on two busy cores, with a sync every two seconds: scrapes lost of three targets, and seconds from the
+end of the cause to the first good sync with every target up.
+
+| fault | loses scrapes | metric that shows it | console says | lost | recovered |
+|---|---|---|---|---|---|
+"""
+
+
+def row(fault: Fault) -> str:
+    """What the table promises, and no run changes."""
+    cells = [fault.name, fault.loses, f"`{fault.metric}`", f"`{fault.says}`" if fault.says else "–"]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def test_the_document_says_what_was_seen(seen: dict[str, tuple[int, float]]) -> None:
+    if len(seen) < len(FAULTS):
+        return  # a part of the table was run
+    text = DOCUMENT.read_text() if DOCUMENT.exists() else ""
+    if text.startswith(HEAD) and all(row(fault) in text for fault in FAULTS):
+        return
+    rows = [f"{row(f)} {seen[f.name][0]} | {seen[f.name][1]:.0f} s |\n" for f in FAULTS]
+    DOCUMENT.write_text(HEAD + "".join(rows))
+    raise AssertionError(f"{DOCUMENT} was out of date, and is written anew: commit it")

@@ -1,0 +1,67 @@
+"""What production does to a machine: a second sandbox beside the first, replacement, down."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from sandbox.processes import wait
+from sandbox.sandbox import Sandbox
+from sandbox.vm import machine as power
+from tests.vm.conftest import boot, machine_of
+
+
+def traces() -> set[str]:
+    """What a sandbox could leave on this machine outside its folder."""
+    spaces = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
+    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    groups = [str(g) for folder in power.hierarchies() for g in folder.glob("sandbox-*")]
+    nspawn = [str(file) for file in Path("/run/systemd/nspawn").rglob("*")]
+    return {*spaces.splitlines(), *mounts, *groups, *nspawn}
+
+
+def processes(folder: Path) -> list[bytes]:
+    """Command lines that name the folder."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = file.read_bytes()
+        except OSError:
+            continue  # ended meanwhile
+        if str(folder).encode() in text:
+            found.append(text)
+    return found
+
+
+def server(sandbox: Sandbox) -> str:
+    """The program that listens."""
+    lines = machine_of(sandbox).inside("ss", "-Hlntp", "sport", "9446").stdout
+    return lines.split('(("')[1].split('"')[0]
+
+
+def test_a_second_sandbox_its_replacement_and_its_end(vm: Sandbox, tmp_path: Path) -> None:
+    before = traces()
+    other = boot(tmp_path / "other")
+    try:
+        outputs = other.engine.outputs()
+        assert all(vm.scrapes().values())
+        assert all(other.scrapes().values())
+        assert vm.contract()["proxy"]["port"] != other.contract()["proxy"]["port"]
+        assert vm.contract()["host"]["root"] != other.contract()["host"]["root"]
+        assert server(other) == "nginx"
+
+        other.up("apache")
+        replaced = other.engine.outputs()
+        assert replaced["instanceId"] != outputs["instanceId"]
+        assert replaced["privateIp"] == outputs["privateIp"]
+        assert server(other) == "apache2"
+        assert all(other.scrapes().values())
+        assert machine_of(other).inside("test", "-e", "/usr/sbin/nginx").returncode == 1
+
+        other.down()
+        assert not (tmp_path / "other").exists()
+        wait(lambda: not processes(tmp_path / "other"), "its processes to end", 10)
+        assert traces() == before
+    finally:
+        other.down()
+    assert all(vm.scrapes().values())
