@@ -60,8 +60,6 @@ def render(settings: Settings, region: str, secrets: tuple[str, str]) -> str:
     """
     package = SERVERS[settings.server]["package"]
     document = {
-        "package_update": True,
-        "packages": [package, *EVERYWHERE],
         # The package must not start its own unit when it is installed; nothing listens but
         # the proxy.
         "bootcmd": [
@@ -71,6 +69,9 @@ def render(settings: Settings, region: str, secrets: tuple[str, str]) -> str:
             ]
         ],
         "runcmd": [
+            # cloud-init's own "packages" is given up when the mirror does not answer at once
+            f"export DEBIAN_FRONTEND=noninteractive; until apt-get -q update && "
+            f"apt-get -qy install {' '.join([package, *EVERYWHERE])}; do sleep 9; done",
             ["systemd-sysusers"],
             ["systemctl", "daemon-reload"],
             ["systemctl", "restart", "systemd-resolved.service", "systemd-timesyncd.service"],
