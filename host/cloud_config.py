@@ -48,6 +48,12 @@ SERVERS: Final = {
 EVERYWHERE: Final = ["polkitd", "python3-boto3", "python3-prometheus-client"]
 """Debian packages of every host."""
 
+_RESTART: Final = (
+    f"! grep -qs '/usr/.*(deleted)' /proc/$(systemctl show -P MainPID {PROXY_UNIT})/maps"
+    f"||systemctl restart {PROXY_UNIT}"
+)
+"""Restarts the proxy if what it runs, program or library, was replaced on disk."""
+
 _UNITS: Final = "/etc/systemd/system"
 _SYNC_SOURCE: Final = Path(__file__).with_name("sync.py")
 
@@ -126,6 +132,7 @@ def _files(
         f"{_UNITS}/{SYNC_UNIT}": unit(f"{SYNC_UNIT}.j2"),
         f"{_UNITS}/{SYNC_TIMER}": unit(f"{SYNC_TIMER}.j2"),
         f"{_UNITS}/metrics-.service.d/hardening.conf": unit("hardening.conf.j2"),
+        "/etc/apt/apt.conf.d/90metrics-proxy": f'DPkg::Post-Invoke {{"{_RESTART}";}};\n',
         "/etc/sysusers.d/metrics-proxy.conf": "u metrics-proxy\nu metrics-sync -:metrics-proxy\n",
         "/etc/polkit-1/rules.d/50-metrics-proxy.rules": unit("polkit.rules.j2"),
         "/etc/systemd/resolved.conf.d/metrics-proxy.conf": "[Resolve]\nLLMNR=no\nMulticastDNS=no\n"
