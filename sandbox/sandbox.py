@@ -72,6 +72,11 @@ class Sandbox:
     def host(self) -> Host:
         return HOSTS[self.kind](self.folder, self)
 
+    @property
+    def root(self) -> Path:
+        """The machine's files."""
+        return self.host.root
+
     # -- state ---------------------------------------------------------------------------------
 
     @property
@@ -354,7 +359,7 @@ class Sandbox:
                 "stack": STACK,
                 "project": str(self.engine.project),
             },
-            "host": {"kind": self.kind, "root": str(self.host.root)},
+            "host": {"kind": self.kind, "root": str(self.root)},
             "grafana": {"provisioning": str(self.engine.provisioning)},
         }
 

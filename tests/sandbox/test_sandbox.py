@@ -24,12 +24,8 @@ import yaml
 from sandbox import api
 from sandbox.host_process import ADDRESSES
 from sandbox.processes import wait
-<<<<<<< HEAD
-from sandbox.sandbox import PROMETHEUS_CIDR, SYNC_INTERVAL, Sandbox
-from tests.certificates import self_signed
-=======
 from sandbox.sandbox import SYNC_INTERVAL, Sandbox
->>>>>>> b880eeb (A host kind that boots: tree, network, metadata, services, power switch)
+from tests.certificates import self_signed
 from tests.sandbox.conftest import CANARY
 
 TARGETS = 'up{job=~"sba-api|sba-proxy"}'
@@ -187,13 +183,7 @@ def test_the_token_is_in_the_include_and_nowhere_else(sandbox: Sandbox, printed:
     ):
         assert holds(seen, CANARY)
 
-<<<<<<< HEAD
     assert holders(sandbox) == set()
-=======
-    include = sandbox.host.root / "run/metrics-proxy/current/token.conf"
-    found = files_with(sandbox.folder, CANARY)
-    assert found == {str(include.resolve().relative_to(sandbox.folder))}
->>>>>>> b880eeb (A host kind that boots: tree, network, metadata, services, power switch)
 
     secrets = sandbox.account.client("secretsmanager")
     arn = sandbox.engine.outputs()["tokenSecretArn"]
@@ -337,12 +327,8 @@ def test_a_broken_configuration_does_not_hold_back_a_token(sandbox: Sandbox) -> 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_server_that_ends_comes_back(sandbox: Sandbox, number: signal.Signals) -> None:
-<<<<<<< HEAD
     server = where(sandbox)["server"]
     file = sandbox.root / "run/metrics-proxy-server" / f"{server}.pid"
-=======
-    file = sandbox.host.root / "run/metrics-proxy-server/nginx.pid"
->>>>>>> b880eeb (A host kind that boots: tree, network, metadata, services, power switch)
     old = file.read_text()
     os.kill(int(old), number)
     wait(

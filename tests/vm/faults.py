@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -25,9 +24,11 @@ from sandbox.sandbox import Sandbox
 from sandbox.vm import machine as power
 from sandbox.vm import services
 from sandbox.vm.host import VirtualHost
-from sandbox.vm.network import ADDRESSES, AWS_SERVERS, METADATA, call
+from sandbox.vm.network import ADDRESSES, AWS_SERVERS, METADATA
 from tests.certificates import DAY, self_signed
 
+AWS = f"ip daddr {AWS_SERVERS} tcp dport 443"
+API = f"ip daddr {ADDRESSES.api_cidr} tcp dport {{ 9464, 3002 }}"
 PROXY, SYNC = "metrics-proxy.service", "metrics-proxy-sync.service"
 STALE = "time() - min(metrics_proxy_secret_last_success_timestamp_seconds) > 6"
 """No sync for three intervals of the sandbox."""
@@ -80,21 +81,15 @@ def table(world: World, chains: str) -> Iterator[None]:
 
 
 @contextmanager
-def in_place_of_aws(
-    world: World, serve: Callable[[socket.socket, ssl.SSLContext], object]
-) -> Iterator[None]:
-    """Connections to AWS' names come to a server of ours, with the certificate of the real one."""
+def in_place_of_aws(world: World) -> Iterator[tuple[socket.socket, ssl.SSLContext]]:
+    """Connections to AWS' names come to a socket of ours; the certificate is the real one's."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(world.machine.folder / "server.pem")
     with world.machine.at("vpc"):
         listener = socket.create_server((AWS_SERVERS, 8443))
-    threading.Thread(target=serve, args=(listener, tls), daemon=True).start()
-    redirect = f"iifname vpc0 ip daddr {AWS_SERVERS} tcp dport 443 redirect to :8443"
-    try:
-        with table(world, f"chain r {{ type nat hook prerouting priority dstnat\n{redirect}\n}}\n"):
-            yield
-    finally:
-        listener.close()
+    redirect = f"iifname vpc0 {AWS} redirect to :8443"
+    with table(world, f"chain r {{ type nat hook prerouting priority dstnat\n{redirect}\n}}\n"):
+        yield listener, tls
 
 
 def answers(status: int, code: str) -> Callable[[World], contextlib.AbstractContextManager[None]]:
@@ -112,31 +107,47 @@ def answers(status: int, code: str) -> Callable[[World], contextlib.AbstractCont
         def log_message(self, *_: object) -> None:
             """Nobody reads it."""
 
-    def serve(listener: socket.socket, tls: ssl.SSLContext) -> None:
-        server = ThreadingHTTPServer(listener.getsockname(), Handler, bind_and_activate=False)
-        server.socket.close()
-        server.socket = tls.wrap_socket(listener, server_side=True, do_handshake_on_connect=False)
-        with contextlib.suppress(OSError, ValueError):  # closed when the fault is over
-            server.serve_forever()
+    @contextmanager
+    def run(world: World) -> Iterator[None]:
+        with in_place_of_aws(world) as (listener, tls):
+            server = ThreadingHTTPServer(listener.getsockname(), Handler, bind_and_activate=False)
+            server.socket.close()
+            server.socket = tls.wrap_socket(
+                listener, server_side=True, do_handshake_on_connect=False
+            )
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            try:
+                yield
+            finally:
+                server.shutdown()
+                thread.join()
+                server.server_close()
 
-    return lambda world: in_place_of_aws(world, serve)
+    return run
 
 
 @contextmanager
 def slow_aws(world: World) -> Iterator[None]:
     """AWS answers, three seconds late."""
     url = urlsplit(world.vm.account.endpoint_url)
+    loop = asyncio.new_event_loop()
 
     async def connect() -> services.Streams:
         await asyncio.sleep(3)
         return await asyncio.open_connection(url.hostname, url.port)
 
-    def serve(listener: socket.socket, tls: ssl.SSLContext) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            asyncio.run(services.relay(listener, connect, tls))
-
-    with in_place_of_aws(world, serve):
-        yield
+    with in_place_of_aws(world) as (listener, tls):
+        task = loop.create_task(services.relay(listener, connect, tls))
+        thread = threading.Thread(target=loop.run_forever)
+        thread.start()
+        try:
+            yield
+        finally:
+            loop.call_soon_threadsafe(task.cancel)
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
 
 
 @contextmanager
@@ -330,6 +341,7 @@ def unplugged(world: World) -> Iterator[None]:
 def rebooted(world: World, *rules: str) -> Iterator[None]:
     """A reboot under load: two clients besides Prometheus. The rules hold until it is over."""
     before, stop = power.leader(world.machine.network.name), threading.Event()
+    heard = len(world.machine.console)
 
     def ask() -> None:
         while not stop.is_set():
@@ -344,6 +356,8 @@ def rebooted(world: World, *rules: str) -> Iterator[None]:
         with filtered(world, *rules):
             world.machine.inside("systemctl", "reboot")
             wait(lambda: _leader(world) not in (None, before), "the machine to boot again")
+            if rules:
+                wait(lambda: "not fetched" in world.machine.console[heard:], "the sync to fail")
             yield
     finally:
         stop.set()
@@ -369,8 +383,6 @@ def power_cut(world: World) -> Iterator[None]:
 
 # -- the table ---------------------------------------------------------------------------------
 
-AWS = f"ip daddr {AWS_SERVERS} tcp dport 443"
-API = f"ip daddr {ADDRESSES.api_cidr} tcp dport {{ 9464, 3002 }}"
 EXPIRED, OTHER = self_signed(end=-DAY / 2), self_signed()
 
 
@@ -384,9 +396,9 @@ FAULTS = [
     Fault(
         name="server's master killed (-9)",
         cause=once(f"kill -9 $(systemctl show -P MainPID {PROXY})"),
-        metric='changes(up{job="sba-proxy"}[1m]) > 0 or up{job="sba-proxy"}',
+        metric="up == 0",
         loses="a restart",
-        says="metrics-proxy.service: Main process exited",
+        says="start worker processes",
     ),
     Fault(
         name="a worker killed (-9)",

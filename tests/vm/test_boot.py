@@ -255,6 +255,34 @@ def test_the_token_is_in_the_include_and_nowhere_else(vm: Sandbox, machine: Virt
         assert not [form for form in spellings(CANARY) if form in text]
 
 
+def test_an_update_of_the_server_restarts_the_proxy_and_no_other_does(
+    vm: Sandbox, machine: VirtualHost
+) -> None:
+    def running() -> str:
+        return said(machine, "systemctl", "show", "-P", "MainPID", PROXY).strip()
+
+    def reinstall(package: str) -> None:
+        said(
+            machine,
+            "env",
+            "DEBIAN_FRONTEND=noninteractive",
+            "apt-get",
+            "-qy",
+            "--reinstall",
+            "install",
+            package,
+        )
+
+    before = running()
+    reinstall("python3-six")
+    assert running() == before
+    reinstall("nginx")
+    after = running()
+    assert after not in ("0", before)
+    assert said(machine, "readlink", f"/proc/{after}/exe") == "/usr/sbin/nginx\n"
+    wait(lambda: vm.proxy_metrics(), "the proxy to answer")
+
+
 def test_a_killed_server_leaves_no_core(machine: VirtualHost) -> None:
     pid = said(machine, "systemctl", "show", "-P", "MainPID", PROXY).strip()
     limits = said(machine, "cat", f"/proc/{pid}/limits")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from pathlib import Path
 
 from sandbox.processes import wait
 from sandbox.sandbox import Sandbox
 from sandbox.vm import machine as power
+from sandbox.vm.network import MIRROR_SERVERS
 from tests.vm.conftest import boot, machine_of
+from tests.vm.faults import World, filtered
 
 
 def traces() -> set[str]:
@@ -50,7 +53,20 @@ def test_a_second_sandbox_its_replacement_and_its_end(vm: Sandbox, tmp_path: Pat
         assert vm.contract()["host"]["root"] != other.contract()["host"]["root"]
         assert server(other) == "nginx"
 
+        # its package mirror does not answer at first
+        world, heard = World(vm=other, machine=machine_of(other)), len(machine_of(other).console)
+        refused, there = "Could not connect to", threading.Event()
+
+        def mend() -> None:
+            with filtered(world, f"ip daddr {MIRROR_SERVERS} reject with tcp reset"):
+                there.set()
+                wait(lambda: refused in world.machine.console[heard:], "apt to complain", 120)
+
+        mender = threading.Thread(target=mend)
+        mender.start()
+        assert there.wait(10)
         other.up("apache")
+        mender.join()
         replaced = other.engine.outputs()
         assert replaced["instanceId"] != outputs["instanceId"]
         assert replaced["privateIp"] == outputs["privateIp"]
