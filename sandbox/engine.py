@@ -65,6 +65,11 @@ class Engine:
             ),
         )
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """The stack file's keys, with their namespaces."""
+        return dict(yaml.safe_load(self.config_file.read_text())["config"])
+
     def configure(self, values: Mapping[str, Any]) -> None:
         """Set keys of the stack file, as a user edits it: structures as structures. None unsets."""
         document = yaml.safe_load(self.config_file.read_text()) or {}

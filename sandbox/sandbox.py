@@ -300,7 +300,8 @@ class Sandbox:
 
     def scrapes(self) -> dict[str, bool]:
         """Scrape target → whether its last scrape succeeded."""
-        wanted = {endpoint["name"]: False for endpoint in self.contract()["endpoints"]}
+        endpoints = self.engine.config[f"{NAMESPACE}:endpoints"]
+        wanted = {endpoint["name"]: False for endpoint in endpoints}
         wanted["proxy"] = False
         for sample in self.query("up"):
             name = sample["metric"].get("endpoint", "proxy")
@@ -309,7 +310,7 @@ class Sandbox:
 
     def get(self, path: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
         """GET a path of the proxy as Prometheus does: with the CA, without a token."""
-        proxy = self.contract()["proxy"]
+        proxy = self.proxy()
         address, port, name = proxy["address"], proxy["port"], proxy["server_name"]
         context = ssl.create_default_context(cadata=self.engine.outputs()["caCertificate"])
         connection = http.client.HTTPConnection(name, port)
@@ -328,20 +329,25 @@ class Sandbox:
             return None
         return text if status == 200 else None
 
+    def proxy(self) -> dict[str, Any]:
+        """Where this machine's own programs reach the proxy, and how it names itself."""
+        address, port = self.host.reach("proxy", self.engine.outputs()["privateIp"])
+        config = self.engine.config
+        return {
+            "server": config[f"{NAMESPACE}:server"],
+            "url": f"https://{address}:{port}",
+            "address": address,
+            "port": port,
+            "server_name": config.get(f"{NAMESPACE}:serverName", "prometheus-api.local"),
+            "ca_file": str(self._prometheus / CA_FILE),
+        }
+
     def contract(self) -> dict[str, Any]:
         """Where everything is, as `--json` prints it."""
         outputs, account = self.engine.outputs(), self.account
-        config = yaml.safe_load(self.engine.config_file.read_text())["config"]
-        address, port = self.host.reach("proxy", outputs["privateIp"])
+        config = self.engine.config
         return {
-            "proxy": {
-                "server": config[f"{NAMESPACE}:server"],
-                "url": f"https://{address}:{port}",
-                "address": address,
-                "port": port,
-                "server_name": config.get(f"{NAMESPACE}:serverName", "prometheus-api.local"),
-                "ca_file": str(self._prometheus / CA_FILE),
-            },
+            "proxy": self.proxy(),
             "endpoints": [
                 {"name": e["name"], "path": e["path"]} for e in config[f"{NAMESPACE}:endpoints"]
             ],

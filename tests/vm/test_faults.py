@@ -62,12 +62,12 @@ def test_fault(
 
 HEAD = """# Faults
 
-Written by `tests/vm/test_faults.py`, which causes each of them on the booted machine: it checks what
-a real Prometheus loses at one scrape a second (and a timeout of one), that the metric and the
+Written by `tests/vm/test_faults.py`, which causes each of them on the booted machine. It checks
+what a real Prometheus loses at one scrape a second (and a timeout of one), that the metric and the
 console name the cause, and that all is well again by itself. *A restart*: what fits into the second
 that systemd waits before it starts the server again, or into a reboot. The numbers are of one run
-on two busy cores, with a sync every two seconds: scrapes lost of three targets, and seconds from the
-end of the cause to the first good sync with every target up.
+on two busy cores, with a sync every two seconds: scrapes lost of three targets, and seconds from
+the end of the cause to the first good sync with every target up.
 
 | fault | loses scrapes | metric that shows it | console says | lost | recovered |
 |---|---|---|---|---|---|
@@ -76,7 +76,7 @@ end of the cause to the first good sync with every target up.
 
 def row(fault: Fault) -> str:
     """What the table promises, and no run changes."""
-    cells = [fault.name, fault.loses, f"`{fault.metric}`", f"`{fault.says}`" if fault.says else "–"]
+    cells = [fault.name, fault.loses, f"`{fault.metric}`", f"`{fault.says}`" if fault.says else ""]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
