@@ -52,6 +52,6 @@ def ruleset(rules: Iterable[Mapping[str, Any]]) -> str:
         interface = "iifname" if egress else "oifname"
         lines = [f'{interface} != "vpc0"', "ct state established,related", *allowed[egress]]
         accepted = "".join(f"    {line} accept\n" for line in lines)
-        text += f"  chain {chain} {{\n    type filter hook {hook} priority filter\n"
+        text += f"  chain {chain} {{\n    type filter hook {hook} priority mangle\n"
         text += f"{accepted}    counter drop\n  }}\n"
     return text + "}\n"

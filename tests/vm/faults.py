@@ -87,7 +87,7 @@ def in_place_of_aws(world: World) -> Iterator[tuple[socket.socket, ssl.SSLContex
     tls.load_cert_chain(world.machine.folder / "server.pem")
     with world.machine.at("vpc"):
         listener = socket.create_server((AWS_SERVERS, 8443))
-    redirect = f"iifname vpc0 {AWS} redirect to :8443"
+    redirect = f"iifname vpc0 {AWS} dnat ip to {AWS_SERVERS}:8443"
     with table(world, f"chain r {{ type nat hook prerouting priority dstnat\n{redirect}\n}}\n"):
         yield listener, tls
 
@@ -131,9 +131,10 @@ def answers(status: int, code: str) -> Callable[[World], contextlib.AbstractCont
 def slow_aws(world: World) -> Iterator[None]:
     """AWS answers, three seconds late."""
     url = urlsplit(world.vm.account.endpoint_url)
-    loop = asyncio.new_event_loop()
+    loop, late = asyncio.new_event_loop(), []
 
     async def connect() -> services.Streams:
+        late.append(url)
         await asyncio.sleep(3)
         return await asyncio.open_connection(url.hostname, url.port)
 
@@ -142,6 +143,7 @@ def slow_aws(world: World) -> Iterator[None]:
         thread = threading.Thread(target=loop.run_forever)
         thread.start()
         try:
+            wait(lambda: len(late) >= 4, "two syncs to ask")
             yield
         finally:
             loop.call_soon_threadsafe(task.cancel)
@@ -390,6 +392,7 @@ def failed(reason: str) -> str:
     return f'metrics_proxy_sync_failed{{reason="{reason}"}} == 1'
 
 
+PROXY_ONLY = 'up{job="sba-api"} == 0 and on() up{job="sba-proxy"} == 1'
 UNREACHED = "metrics_proxy_upstream_http_status == 0"
 
 FAULTS = [
@@ -419,12 +422,10 @@ FAULTS = [
         says="token: not fetched: ConnectTimeoutError",
     ),
     Fault(
-        name="Secrets Manager refuses connections",
-        cause=drops(f"{AWS} reject with tcp reset"),
-        metric=failed("fetch_bundle"),
-        says="bundle: not fetched: EndpointConnectionError",
+        name="Secrets Manager slow (3 s)",
+        cause=slow_aws,
+        metric="metrics_proxy_secret_sync_ok == 1",
     ),
-    Fault(name="Secrets Manager slow (3 s)", cause=slow_aws, metric="metrics_proxy_secret_sync_ok"),
     Fault(
         name="Secrets Manager answers 500",
         cause=answers(500, "InternalServiceError"),
@@ -479,7 +480,7 @@ FAULTS = [
     Fault(
         name="DNS silent",
         cause=drops("iifname vpc0 meta l4proto { tcp, udp } th dport 53 drop"),
-        metric=UNREACHED,
+        metric=PROXY_ONLY,
         loses="while it lasts",
     ),
     Fault(

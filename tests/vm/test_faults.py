@@ -15,8 +15,8 @@ from tests.vm.faults import FAULTS, Fault, World
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
 TARGETS = 'up{job=~"sba-api|sba-proxy"}'
-SCRAPES = 9
-"""Of three targets: three rounds."""
+SCRAPES = 6
+"""Of three targets: two rounds."""
 
 
 def samples(vm: Sandbox, since: float) -> list[float]:
@@ -51,7 +51,7 @@ def test_fault(
     with fault.cause(world):
         wait(lambda: vm.query(fault.metric), f"Prometheus to see {fault.metric}", 90)
         shown = time.time()
-        wait(lambda: len(samples(vm, shown)) >= SCRAPES, "three more rounds of scrapes")
+        wait(lambda: len(samples(vm, shown)) >= SCRAPES, "two more rounds of scrapes")
     ended = time.time()
     wait(lambda: vm.query(healthy(ended)), "everything to be well again", 120)
     lost = samples(vm, began).count(0)
