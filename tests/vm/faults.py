@@ -302,6 +302,7 @@ def api_moved(world: World) -> Iterator[None]:
             hosts.write_text(here.replace(ADDRESSES.api, moved))
             dns.signal(signal.SIGHUP)
             yield
+            wait(lambda: world.vm.query("min(up) == 1"), "scrapes from the new address", 30)
             hosts.write_text(here)
             dns.signal(signal.SIGHUP)
     finally:
@@ -406,7 +407,7 @@ FAULTS = [
     Fault(
         name="a worker killed (-9)",
         cause=once(f"kill -9 $(pgrep -P $(systemctl show -P MainPID {PROXY}) | head -1)"),
-        metric="up",
+        metric="up == 1",
         loses="a restart",
         says="exited on signal 9",
     ),
@@ -474,7 +475,7 @@ FAULTS = [
     Fault(
         name="API's name moved to another address",
         cause=api_moved,
-        metric="up",
+        metric=PROXY_ONLY,
         loses="while it lasts",
     ),
     Fault(
@@ -540,7 +541,7 @@ FAULTS = [
     Fault(
         name="disk full",
         cause=lambda world: full(world, "/var"),
-        metric="metrics_proxy_secret_sync_ok",
+        metric="metrics_proxy_secret_sync_ok == 1",
     ),
     Fault(name="network cut", cause=unplugged, metric="up == 0", loses="while it lasts"),
     Fault(
