@@ -103,7 +103,7 @@ def build() -> Tree:
 
 def _bootstrap(tree: Tree) -> None:
     exclude = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "doc", "locale")]
-    install = "apt-get -qy --download-only install"
+    install = "apt-get -qy -o APT::Install-Recommends=true --download-only install"
     hooks = [
         'chroot "$1" apt-get clean',
         f'chroot "$1" {install} {" ".join(WANTED)}',
