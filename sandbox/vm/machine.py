@@ -21,7 +21,7 @@ from sandbox.processes import wait
 from sandbox.vm.network import Network
 
 REBOOT: Final = 133
-SHUTDOWN_SECONDS: Final = 20
+SHUTDOWN_SECONDS: Final = 15
 _BOOT: Final = Path(__file__).with_name("boot.sh")
 
 
