@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -122,10 +123,11 @@ def _bootstrap(tree: Tree) -> None:
 
 
 def _sources() -> list[Path]:
-    """The sources of this machine's apt, told of the machine's release; none: Debian's own."""
-    release = dict(
-        line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if line
-    ).get("VERSION_CODENAME", "")
+    """This Debian's own sources, for the release of the machine; none if it is no Debian."""
+    system = platform.freedesktop_os_release()
+    release = system.get("VERSION_CODENAME", "")
+    if system["ID"] != "debian":
+        return []  # mmdebstrap knows Debian's own
     apt = Path("/etc/apt")
     for source in [*apt.glob("sources.list"), *apt.glob("sources.list.d/*.[ls]*")]:
         lines = [line for line in source.read_text().splitlines() if not line.startswith("#")]
