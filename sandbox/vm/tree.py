@@ -111,7 +111,10 @@ def _bootstrap(tree: Tree) -> None:
         f'mv "$1"/var/cache/apt/archives/*.deb {tree.packages}',
         'chroot "$1" systemctl -q enable systemd-networkd.service',
     ]
-    command = ["mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", *exclude]
+    # in namespaces of its own: whoever ends this ends it all, and no mount stays
+    command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--mount-proc"]
+    command += ["--fork", "--kill-child"]
+    command += ["mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", *exclude]
     command += ["--dpkgopt=path-include=/usr/share/locale/locale.alias"]
     # the lists stay: the mirror of the sandbox only confirms them
     command += ["--skip=cleanup/apt,cleanup/reproducible", f"--include={','.join(IMAGE.split())}"]
