@@ -22,8 +22,9 @@ USER_DATA_MAX: Final = 16_384
 STATE: Final = "/run/metrics-proxy/"
 """What the sync brought: generations, the link `current`, its own metrics. Empty at boot."""
 
-SYNC: Final = "/usr/local/lib/metrics-proxy/sync.py"
-WORKER: Final = "/usr/local/lib/metrics-proxy/worker.sh"
+SYNC: Final = "/opt/metrics-proxy/sync.py"
+HEADERS: Final = "/opt/metrics-proxy/headers.lua"
+WORKER: Final = "/opt/metrics-proxy/worker.sh"
 SYNC_CONFIG: Final = "/etc/metrics-proxy/sync.json"
 PROXY_UNIT: Final = "metrics-proxy.service"
 SYNC_UNIT: Final = "metrics-proxy-sync.service"
@@ -84,7 +85,10 @@ def render(settings: Settings, region: str, secrets: tuple[str, str]) -> str:
             ["systemctl", "enable", "--now", SYNC_TIMER],
         ],
     }
-    text = "#cloud-config\n" + yaml.safe_dump(document, sort_keys=False) + "write_files:\n"
+    text = "#cloud-config\n" + yaml.safe_dump(
+        document, sort_keys=False, default_flow_style=None, width=1000
+    )
+    text += "write_files:\n"
     for path, content in _files(settings, region, *secrets).items():
         # the least indentation that YAML allows: user data has 16 KB
         block = textwrap.indent(content, "   ")
@@ -108,6 +112,7 @@ def _files(
         **SYNC_COMMANDS[settings.server],
         "reload": ["systemctl", "reload-or-restart", PROXY_UNIT],
     }
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in sync_config.items()]
     names = {
         "interval": settings.sync_interval,
         "port": settings.port,
@@ -121,13 +126,14 @@ def _files(
     def unit(template: str) -> str:
         text = templates.get_template(template).render(names)
         # comments and wide indentation stay in the repository: user data has 16 KB
-        text = re.sub(r"(?m)^ *(#|//).*\n", "", text)
+        text = re.sub(r"(?m)^ *(#|//|--).*\n", "", text)
         return re.sub(r"(?m)^(?: {4})+", lambda found: " " * (len(found[0]) // 4), text)
 
     return {
         SYNC: compact(_SYNC_SOURCE.read_text()),
-        SYNC_CONFIG: json.dumps(sync_config, indent=0) + "\n",
+        SYNC_CONFIG: "{" + ",\n".join(lines) + "}\n",
         WORKER: unit("worker.sh"),
+        **({HEADERS: unit("headers.lua")} if settings.server == "apache" else {}),
         f"{_UNITS}/{PROXY_UNIT}": unit(f"{PROXY_UNIT}.j2"),
         f"{_UNITS}/{SYNC_UNIT}": unit(f"{SYNC_UNIT}.j2"),
         f"{_UNITS}/{SYNC_TIMER}": unit(f"{SYNC_TIMER}.j2"),
@@ -147,7 +153,7 @@ def compact(source: str) -> str:
     The same program in two thirds of the bytes, still text that one can read; and, unlike what a
     compressor writes, the same on every machine, so that nobody's tools replace the VM.
     """
-    source = _without_annotations(source)
+    source = _without_unused(_without_annotations(source))
     lines = source.splitlines()
     keep = [bool(line.strip()) for line in lines]
     inside: set[int] = set()  # lines that begin within a string: their indentation is its text
@@ -200,3 +206,23 @@ def _without_annotations(source: str) -> str:
     for begin, end in sorted(cuts, reverse=True):
         text = text[:begin] + text[end:]
     return text.decode()
+
+
+def _without_unused(source: str) -> str:
+    """Python without the imports and names that only annotations used."""
+    lines, tree = source.splitlines(keepends=True), ast.parse(source)
+    used = {
+        node.id
+        for node in ast.walk(tree)
+        if isinstance(getattr(node, "ctx", None), ast.Load) and isinstance(node, ast.Name)
+    }
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            names = {alias.name for alias in node.names}
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            names = {node.targets[0].id}
+        else:
+            continue
+        if not names & used and node.lineno == node.end_lineno:
+            lines[node.lineno - 1] = "\n"
+    return "".join(lines)

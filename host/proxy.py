@@ -134,9 +134,10 @@ def by_hand(server: str) -> str:
 
 
 def main() -> None:
-    """Write the configurations for people without Pulumi into a folder: `make generate`."""
+    """Write what people without Pulumi need into a folder: `make generate`."""
     for server in SYNC_COMMANDS:
         Path(sys.argv[1], f"{server}-prometheus-auth.conf").write_text(by_hand(server))
+    Path(sys.argv[1], "headers.lua").write_text(templates.get_template("headers.lua").render())
 
 
 if __name__ == "__main__":

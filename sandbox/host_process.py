@@ -46,7 +46,7 @@ ADDRESSES: Final = Addresses(
 
 UNITS = Path("etc/systemd/system")
 CONTROL = "control.sock"
-_MOVED = ("/run/metrics-proxy", "/etc/metrics-proxy", "/usr/local/lib/metrics-proxy")
+_MOVED = ("/run/metrics-proxy", "/etc/metrics-proxy", "/opt/metrics-proxy")
 # The server is not to be root, which on the machine it never is: nginx would give its workers to
 # another user, and Apache would not start. As nobody in a user namespace it is root's own user seen
 # from outside, and may read these folders.

@@ -169,7 +169,11 @@ class Proxy:
             "10.20.0.0/16": f"{CLIENT}/32",
         }
         if self.server == "apache":
-            places |= {"/run/": f"{self.folder}/run/", "-u /dev/": f"-u {self.folder}/dev/"}
+            places |= {
+                "/run/": f"{self.folder}/run/",
+                "-u /dev/": f"-u {self.folder}/dev/",
+                "/etc/metrics-proxy/headers.lua": str(_OPS / "headers.lua"),
+            }
         etc, run = self.folder / "etc", self.folder / "run/metrics-proxy-server"
         run.mkdir(parents=True)
         (self.folder / "dev").mkdir()

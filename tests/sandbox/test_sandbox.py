@@ -357,7 +357,7 @@ def adopted(sandbox: Sandbox, version: str) -> bool:
 
 
 def test_a_reload_that_fails_is_put_back(sandbox: Sandbox) -> None:
-    script = sandbox.root / "usr/local/lib/metrics-proxy/worker.sh"
+    script = sandbox.root / "opt/metrics-proxy/worker.sh"
     good, token, began = script.read_text(), f"{CANARY[:-2]}-not-loaded", time.time()
     include = sandbox.root / "run/metrics-proxy/current/token.conf"
     before = include.read_text()

@@ -47,8 +47,6 @@ def test_a_second_sandbox_its_replacement_and_its_end(vm: Sandbox, tmp_path: Pat
         assert vm.contract()["host"]["root"] != other.contract()["host"]["root"]
 
         (machine_of(other).root / "var/of-the-old-one").touch()
-        kind = str(other.engine.config["metrics-proxy:instanceType"])
-        other.engine.configure({"instanceType": kind.replace("micro", "small")})
         # its package mirror does not answer at first
         world, heard = World(vm=other, machine=machine_of(other)), len(machine_of(other).console)
         refused, there = "Could not connect to", threading.Event()
@@ -61,12 +59,13 @@ def test_a_second_sandbox_its_replacement_and_its_end(vm: Sandbox, tmp_path: Pat
         mender = threading.Thread(target=mend)
         mender.start()
         assert there.wait(10)
-        other.up()
+        other.up("apache")
         mender.join()
         replaced = other.engine.outputs()
         assert replaced["instanceId"] != outputs["instanceId"]
         assert replaced["privateIp"] == outputs["privateIp"]
         assert all(other.scrapes().values())
+        assert "apache2" in machine_of(other).inside("ps", "-eo", "comm").stdout
         assert not (machine_of(other).root / "var/of-the-old-one").exists()
 
         other.down()
