@@ -23,7 +23,7 @@ from typing import Any, Final
 from sandbox.processes import Process, start, wait
 from tests.certificates import self_signed
 
-CANARY: Final = "canary-6f1d0c27b9+/e4.~_tok=="
+CANARY: Final = "canary-3b77ad10c5+/e9.~_tok=="
 """The token. Every API here may see it, and nobody else."""
 
 LARGE: Final = 50 * 2**20

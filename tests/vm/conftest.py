@@ -11,7 +11,7 @@ import pytest
 from sandbox.sandbox import Sandbox
 from sandbox.vm.host import VirtualHost, obstacle
 
-CANARY = "canary-6f1d0c27b9+/e4.~_tok=="
+CANARY = "canary-d21f9a8e44+/e7.~_tok=="
 
 
 def boot(folder: Path, token: str | None = None, server: str = "nginx") -> Sandbox:
