@@ -19,6 +19,7 @@ GROUPS = {
 """Files that share what is dear to start; the longest first."""
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep each group, and each other file, on one worker; begin with the longest."""
     order = [*dict.fromkeys(GROUPS.values())]
