@@ -16,7 +16,7 @@ down: ## end the demo and remove its state
 
 test: ## run every test
 	@tools/setup.sh test
-	@$(PYTHON) -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder
+	@$(PYTHON) -m pytest
 
 check: ## ruff and mypy
 	@tools/setup.sh test

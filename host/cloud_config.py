@@ -39,7 +39,7 @@ SERVERS: Final = {
     },
     "apache": {
         "package": "apache2",
-        "start": f"{APACHE} -D FOREGROUND -d {STATE}current -f {STATE}current/proxy.conf",
+        "start": f"{APACHE} -D FOREGROUND -d {STATE}current -f proxy.conf",
         "reload": "USR1",
         "stop": "SIGWINCH",
     },
@@ -50,8 +50,8 @@ EVERYWHERE: Final = ["polkitd", "python3-boto3", "python3-prometheus-client"]
 """Debian packages of every host."""
 
 _RESTART: Final = (
-    f"! grep -qs '/usr/.*(deleted)' /proc/$(systemctl show -P MainPID {PROXY_UNIT})/maps"
-    f"||systemctl restart {PROXY_UNIT}"
+    "! grep -qs '/usr/.*(deleted)' /proc/$(systemctl show -P MainPID metrics-proxy)/maps"
+    "||systemctl restart metrics-proxy"
 )
 """Restarts the proxy if what it runs, program or library, was replaced on disk."""
 
@@ -112,7 +112,9 @@ def _files(
         **SYNC_COMMANDS[settings.server],
         "reload": ["systemctl", "reload-or-restart", PROXY_UNIT],
     }
-    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in sync_config.items()]
+    lines = [
+        f'"{key}":{json.dumps(value, separators=(",", ":"))}' for key, value in sync_config.items()
+    ]
     names = {
         "interval": settings.sync_interval,
         "port": settings.port,

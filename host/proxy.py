@@ -40,7 +40,7 @@ SYNC_COMMANDS: Final[dict[str, dict[str, Any]]] = {
         "no_token_line": "return 503;\n",
     },
     "apache": {
-        "test": [APACHE, "-t", "-d", "{generation}", "-f", "{generation}/proxy.conf"],
+        "test": [APACHE, "-t", "-d", "{generation}", "-f", "proxy.conf"],
         "token_line": 'RequestHeader set Authorization "Bearer {token}"\n',
         "no_token_line": 'RewriteRule "^" "-" [R=503]\n',
     },

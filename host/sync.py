@@ -239,6 +239,15 @@ def sync() -> None:
     state["versions"] |= {part: versions[part] for part in used}
     state["success"] |= {s: time.time() for s, parts in SECRETS.items() if used.issuperset(parts)}
     save()
+    for name, (status, _) in upstreams().items():
+        if status // 100 != 2:
+            print(f"{name}: API answers {status or 'nothing'}", file=sys.stderr)
+
+
+def upstreams() -> dict[str, tuple[int, float]]:
+    """What the API answers to the token in use: status and seconds by endpoint."""
+    none = (0, PROBE_SECONDS)
+    return {n: answers.get((u, token(live)), none) for n, u in endpoints(live).items()}
 
 
 def metrics() -> bytes:
@@ -250,8 +259,7 @@ def metrics() -> bytes:
         for values, value in samples.items():
             (gauge.labels(*values) if labels else gauge).set(value)
 
-    none = (0, PROBE_SECONDS)
-    up = {(n,): answers.get((u, token(live)), none) for n, u in endpoints(live).items()}
+    up = {(n,): answer for n, answer in upstreams().items()}
     versions = {
         (secret, state["versions"][part]): 1.0
         for secret, parts in SECRETS.items()
@@ -272,9 +280,8 @@ def metrics() -> bytes:
     show("upstream_up", "1 if it answers 2xx with the token in use", two, "endpoint")
     status = {n: float(a[0]) for n, a in up.items()}
     show("upstream_http_status", "What it answers, 0 for nothing", status, "endpoint")
-    show(
-        "upstream_duration_seconds", "To its headers", {n: a[1] for n, a in up.items()}, "endpoint"
-    )
+    seconds = {n: a[1] for n, a in up.items()}
+    show("upstream_duration_seconds", "To its headers", seconds, "endpoint")
     reasons = {(reason,): float(reason in failed) for reason in REASONS}
     show("sync_failed", "1 if the last sync failed for this reason", reasons, "reason")
     return generate_latest(registry)

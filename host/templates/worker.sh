@@ -16,5 +16,5 @@ for _ in $(seq 100); do
     sleep 0.1
     [ -e "$children" ] || break
 done
-echo "no new worker: $server has refused its configuration" >&2
+echo "no new worker: configuration refused" >&2
 exit 1

@@ -177,6 +177,8 @@ def test_an_api_that_does_not_answer_refuses_no_token(synced: Machine, kind: str
     assert synced.token() == SECOND
     assert metric(synced, "upstream_up") == {("api",): 0}
     assert metric(synced, "upstream_http_status") == {("api",): 0}
+    if kind == "down":
+        assert synced.sync().stderr == "api: API answers nothing\n"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")

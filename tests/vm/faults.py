@@ -463,8 +463,15 @@ FAULTS = [
         cause=drops(f"{API} drop"),
         metric=UNREACHED,
         loses="while it lasts",
+        says="API answers nothing",
     ),
-    Fault(name="API hangs", cause=api_hangs, metric=UNREACHED, loses="while it lasts"),
+    Fault(
+        name="API hangs",
+        cause=api_hangs,
+        metric=UNREACHED,
+        loses="while it lasts",
+        says="API answers nothing",
+    ),
     Fault(
         name="API resets connections",
         cause=drops(f"{API} tcp flags & psh == psh reject with tcp reset"),
@@ -489,6 +496,7 @@ FAULTS = [
         cause=revoked,
         metric="metrics_proxy_upstream_http_status == 401",
         loses="while it lasts",
+        says="API answers 401",
     ),
     Fault(
         name="token malformed",
