@@ -82,6 +82,7 @@ if ! .venv/bin/python -c 'from sandbox.tools import prometheus as p; p(); p("pro
         github.com/prometheus/prometheus/cmd/prometheus github.com/prometheus/prometheus/cmd/promtool
 fi
 
-if .venv/bin/python -c 'import sys; from sandbox.vm.host import obstacle; sys.exit(bool(obstacle()))'; then
+if .venv/bin/python -c 'import sys; from sandbox.vm import host, tree
+sys.exit(host.obstacle() is not None or tree.cached().root.exists())'; then
     step "Debian 13 tree (1 to 2 min, once a week)" .venv/bin/python -m sandbox.vm.tree
 fi
