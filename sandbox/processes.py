@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -89,14 +90,19 @@ def wait(condition: Callable[[], T], what: str, seconds: float = 60) -> T:
         time.sleep(0.05)
 
 
-def free_port(address: str, wanted: int) -> int:
-    """`wanted` if nothing listens there, else any free TCP port of that address."""
-    for port in (wanted, 0):
+def free_port(address: str, wanted: int | None = None) -> int:
+    """`wanted` if it is free there, else some TCP port of that address that is.
+
+    Not one of those that the kernel gives to connections (32768 and up): it could be gone before
+    somebody listens there.
+    """
+    some = [20_000 + secrets.randbelow(12_000) for _ in range(50)]
+    for port in some if wanted is None else [wanted, *some]:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((address, port))
             except OSError:
                 continue
-            return int(probe.getsockname()[1])
+            return port
     raise OSError(f"no free TCP port on {address}")

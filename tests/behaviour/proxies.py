@@ -70,7 +70,7 @@ class Proxy:
     ) -> None:
         self.kind = kind
         self.server = "apache" if "apache" in kind else "nginx"
-        self.port = free_port(CLIENT, 0)
+        self.port = free_port(CLIENT)
         # a short name: the path of a socket has at most 107 bytes
         self.folder = Path(tempfile.mkdtemp(prefix="proxy-"))
         self.api = Api(self.folder / "api")
