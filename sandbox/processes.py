@@ -106,3 +106,12 @@ def free_port(address: str, wanted: int | None = None) -> int:
                 continue
             return port
     raise OSError(f"no free TCP port on {address}")
+
+
+def listens(address: str, port: int) -> bool:
+    """Whether somebody takes TCP connections there."""
+    try:
+        socket.create_connection((address, port), timeout=1).close()
+    except OSError:
+        return False
+    return True

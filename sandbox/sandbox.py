@@ -32,7 +32,7 @@ from sandbox import api, aws
 from sandbox.engine import STACK, Engine
 from sandbox.host import Host, Processes
 from sandbox.host_process import ProcessHost
-from sandbox.processes import Process, start, wait
+from sandbox.processes import Process, listens, start, wait
 from sandbox.tools import ROOT, prometheus
 from sandbox.vm.host import VirtualHost
 
@@ -198,7 +198,7 @@ class Sandbox:
             self.module("api", "sandbox.api", *arguments, prefix=self.host.prefix("api"))
             with self.host.at("api"):
                 for port in (ports.api, ports.workers):
-                    wait(partial(_listens, address, port), "the sample API")
+                    wait(partial(listens, address, port), "the sample API")
 
     def _configure(self, server: str | None, token: str | None) -> None:
         """The stack file of a new sandbox; an older one's is the user's, but for the server."""
@@ -401,11 +401,3 @@ class Sandbox:
                     running.stop()
         self.host.remove()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _listens(address: str, port: int) -> bool:
-    try:
-        socket.create_connection((address, port), timeout=1).close()
-    except OSError:
-        return False
-    return True

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from sandbox import api
-from sandbox.processes import wait
+from sandbox.processes import listens, wait
 from sandbox.sandbox import Sandbox
 from sandbox.vm import machine as power
 from sandbox.vm import services
@@ -297,7 +297,7 @@ def api_moved(world: World) -> Iterator[None]:
     here = hosts.read_text()
     try:
         with world.machine.at("api"):
-            wait(lambda: _open(moved, ports.workers), "the second API")
+            wait(lambda: listens(moved, ports.workers), "the second API")
         with filtered(world, f"ip daddr {ADDRESSES.api} drop"):
             hosts.write_text(here.replace(ADDRESSES.api, moved))
             dns.signal(signal.SIGHUP)
@@ -309,14 +309,6 @@ def api_moved(world: World) -> Iterator[None]:
         second.kill()
         second.wait()
         network.ip("api", "address", "delete", f"{moved}/24", "dev", "eth0")
-
-
-def _open(address: str, port: int) -> bool:
-    try:
-        socket.create_connection((address, port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 @contextmanager
