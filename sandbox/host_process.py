@@ -47,10 +47,11 @@ ADDRESSES: Final = Addresses(
 UNITS = Path("etc/systemd/system")
 CONTROL = "control.sock"
 _MOVED = ("/run/metrics-proxy", "/etc/metrics-proxy", "/opt/metrics-proxy")
-# The server is not to be root, which on the machine it never is: nginx would give its workers to
-# another user, and Apache would not start. As nobody in a user namespace it is root's own user seen
-# from outside, and may read these folders.
-_NOT_ROOT = ("unshare", "--user", "--map-user=65534", "--map-group=65534")
+_NOBODY = ("--map-user=65534", "--map-group=65534")
+NOT_ROOT: Final = ["unshare", "--user", *_NOBODY] if os.geteuid() == 0 else []
+"""Put before a server's command. On the machine it is never root: nginx would give its workers to
+another user, and Apache would not start. As nobody in a user namespace it is root's own user seen
+from outside, and may read these folders."""
 
 
 def lay_out(user_data: str, root: Path) -> None:
@@ -129,7 +130,7 @@ class Unit(configparser.ConfigParser):
         return optionstr
 
 
-class Host:
+class UnitRunner:
     """Runs one machine's units until it is told to stop."""
 
     def __init__(self, root: Path, credentials: dict[str, str], access_log: Path) -> None:
@@ -161,7 +162,7 @@ class Host:
 
     def server_command(self) -> list[str]:
         """The server's `ExecStart=`, as a user that is not root."""
-        return [*(_NOT_ROOT if os.geteuid() == 0 else ()), *self.command(PROXY_UNIT)]
+        return [*NOT_ROOT, *self.command(PROXY_UNIT)]
 
     def run(self) -> None:
         """The sync at the timer's interval, until `stop`."""
@@ -284,7 +285,7 @@ def main() -> None:
         "AWS_SECRET_ACCESS_KEY": role["SecretAccessKey"],
         "AWS_SESSION_TOKEN": role["Token"],
     }
-    host = Host(options.root.resolve(), credentials, options.access_log.resolve())
+    host = UnitRunner(options.root.resolve(), credentials, options.access_log.resolve())
     signal.signal(signal.SIGTERM, host.stop)
     host.run()
 

@@ -34,10 +34,6 @@ OWN_DOCUMENT: Final = b"metrics_proxy_secret_sync_ok 1.0\n"
 
 _HERE: Final = Path(__file__).parent
 _OPS: Final = _HERE.parents[1] / "ops/proxy"
-_NOT_ROOT: Final = (
-    ["unshare", "--user", "--map-user=65534", "--map-group=65534"] if os.geteuid() == 0 else []
-)
-"""As `host_process` starts a server."""
 
 
 _RENDERING: Final = threading.Lock()
@@ -156,7 +152,7 @@ class Proxy:
         files = {f"ca-{name}.pem": ca for name, ca in cas.items() if ca}
         self._write(state / "gen-1", text, **files)
         self._listen(root / "dev/log")
-        host = host_process.Host(root, {}, self.folder / "unused.log")
+        host = host_process.UnitRunner(root, {}, self.folder / "unused.log")
         self._run(host.server_command(), root)
 
     def _by_hand(self) -> None:
@@ -183,7 +179,7 @@ class Proxy:
             "nginx": [proxy.NGINX, "-p", f"{run}/", "-c", f"{etc}/proxy.conf", "-g", "daemon off;"],
             "apache": [proxy.APACHE, "-DFOREGROUND", "-d", f"{etc}", "-f", f"{etc}/proxy.conf"],
         }
-        self._run([*_NOT_ROOT, *command[self.server]], self.folder)
+        self._run([*host_process.NOT_ROOT, *command[self.server]], self.folder)
 
     def _required(self) -> None:
         """The requirement's own, with addresses and folders put in."""
@@ -204,7 +200,7 @@ class Proxy:
             "nginx": [proxy.NGINX, "-p", f"{self.folder}", "-c", "proxy.conf", "-g", "daemon off;"],
             "apache": [proxy.APACHE, "-DFOREGROUND", "-d", f"{self.folder}", "-f", "proxy.conf"],
         }
-        self._run([*_NOT_ROOT, *command[self.server]], self.folder, **environment)
+        self._run([*host_process.NOT_ROOT, *command[self.server]], self.folder, **environment)
 
     # -- parts ---------------------------------------------------------------------------------
 

@@ -161,7 +161,7 @@ class Proxy:
         os.chdir(root)  # a socket's path may have 107 bytes
         log.bind("dev/log")
         threading.Thread(target=lambda: [log.recv(8192) for _ in iter(int, 1)], daemon=True).start()
-        command = host_process.Host(root, {}, folder / "unused").server_command()
+        command = host_process.UnitRunner(root, {}, folder / "unused").server_command()
         self._process = subprocess.Popen(command, stderr=(folder / "log").open("w"), stdout=2)
         wait(lambda: self.get("absent") is not None, "the server", 20)
 
