@@ -16,6 +16,7 @@ import yaml
 
 from config.settings import Settings, SettingsError
 from host import cloud_config, proxy
+from host.compact import compact
 from tests.certificates import self_signed
 
 Make = Callable[..., Settings]
@@ -366,16 +367,16 @@ def sync_source() -> str:
 
 def test_the_compact_sync_is_the_same_program(make: Make) -> None:
     source = sync_source()
-    compact = files(make())["/opt/metrics-proxy/sync.py"]
-    assert compact == cloud_config.compact(source)
-    assert len(compact) < len(source)
+    text = files(make())["/opt/metrics-proxy/sync.py"]
+    assert text == compact(source)
+    assert len(text) < len(source)
     unused = (
         "from collections.abc import Iterator",
         "from typing import Any",
         "Files = dict[str, bytes]",
         "Upstream = tuple[str, str | None]",
     )
-    assert tree(compact) == [s for s in tree(source) if s not in tree("\n".join(unused))]
+    assert tree(text) == [s for s in tree(source) if s not in tree("\n".join(unused))]
 
 
 TRICKY = '''\
@@ -414,12 +415,12 @@ def f(a: int, *rest: "dict[str, int]", b: str = "ä: int") -> str:
 
 
 def test_compacting_keeps_strings_and_what_only_looks_like_a_comment() -> None:
-    compact = cloud_config.compact(TRICKY)
-    assert tree(compact) == tree(TRICKY)
-    assert "a comment" not in compact
-    assert "A docstring" not in compact
-    assert 'def f(a, *rest, b = "ä: int"):' in compact
-    assert '"""  two spaces\n    # no comment\n\n        eight spaces"""' in compact
+    text = compact(TRICKY)
+    assert tree(text) == tree(TRICKY)
+    assert "a comment" not in text
+    assert "A docstring" not in text
+    assert 'def f(a, *rest, b = "ä: int"):' in text
+    assert '"""  two spaces\n    # no comment\n\n        eight spaces"""' in text
 
 
 def version() -> int:
