@@ -10,7 +10,8 @@ from typing import Any
 
 from tests.behaviour.proxies import BY_HAND, KINDS, Proxy, StartError
 from tests.behaviour.upstream import CANARY, Received
-from tests.behaviour.wire import Answer, exchange, holds
+from tests.behaviour.wire import Answer, exchange
+from tests.leaks import holds
 
 Send = bytes | Callable[[socket.socket], None]
 

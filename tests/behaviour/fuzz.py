@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from tests.behaviour.proxies import Proxy, unlimited
 from tests.behaviour.upstream import CANARY, DOCUMENT, Received
-from tests.behaviour.wire import SERVER_NAME, exchange, holds
+from tests.behaviour.wire import SERVER_NAME, exchange
+from tests.leaks import holds
 
 SEED: Final = 9446
 """Of all that is generated. Another one finds other requests."""

@@ -11,7 +11,8 @@ from tests.behaviour.conftest import Outcomes
 from tests.behaviour.proxies import BY_HAND, OURS, OWN_DOCUMENT
 from tests.behaviour.table import CASES, PROMETHEUS
 from tests.behaviour.upstream import CANARY, DOCUMENT, LARGE
-from tests.behaviour.wire import CLIENT, holds
+from tests.behaviour.wire import CLIENT
+from tests.leaks import holds
 
 each = pytest.mark.parametrize(
     ("kind", "case"),

@@ -11,7 +11,8 @@ import pytest
 from tests.behaviour import fuzz
 from tests.behaviour.proxies import BY_HAND, OURS
 from tests.behaviour.upstream import CANARY
-from tests.behaviour.wire import CLIENT, holds
+from tests.behaviour.wire import CLIENT
+from tests.leaks import holds
 
 Results = dict[str, fuzz.Result]
 each_proxy = pytest.mark.parametrize("kind", [*OURS, *BY_HAND])

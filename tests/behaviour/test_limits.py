@@ -16,7 +16,8 @@ from sandbox.processes import wait
 from tests.behaviour.proxies import OURS, Proxy, put_in, unlimited
 from tests.behaviour.table import request, wants
 from tests.behaviour.upstream import CANARY
-from tests.behaviour.wire import CLIENT, context, exchange, holds
+from tests.behaviour.wire import CLIENT, context, exchange
+from tests.leaks import holds
 
 Start = Callable[..., Proxy]
 

@@ -26,6 +26,7 @@ from sandbox.host_process import ADDRESSES
 from sandbox.processes import wait
 from sandbox.sandbox import SYNC_INTERVAL, Sandbox
 from tests.certificates import self_signed
+from tests.leaks import holds
 from tests.sandbox.conftest import CANARY
 
 TARGETS = 'up{job=~"sba-api|sba-proxy"}'
@@ -138,23 +139,6 @@ def test_only_the_prometheus_cidrs_are_served(sandbox: Sandbox) -> None:
 
 def test_a_head_is_a_get_without_its_body(sandbox: Sandbox) -> None:
     assert raw(sandbox, "/metrics", "HEAD") == (200, b"")
-
-
-def spellings(token: str) -> list[bytes]:
-    plain = token.encode()
-    return [
-        plain,
-        base64.b64encode(plain).rstrip(b"=")[:-1],
-        urllib.parse.quote(token, safe="").encode(),
-    ]
-
-
-def holds(data: bytes, token: str) -> bool:
-    """Whether a token is in there: as it is, in base64 at any offset, URL-encoded, or gzipped."""
-    if data[:2] == b"\x1f\x8b":
-        data += gzip.decompress(data)
-    shifted = [base64.b64encode(b" " * n + token.encode())[4:-4] for n in range(3)]
-    return any(form in data for form in [*spellings(token), *shifted])
 
 
 def files_with(folder: Path, token: str) -> set[str]:
