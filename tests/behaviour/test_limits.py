@@ -113,3 +113,11 @@ def test_the_search_of_the_logs_sees_the_token(start: Start) -> None:
     )
     exchange(proxy.port, request())
     wait(lambda: holds(proxy.said, CANARY), "the token in the log", 5)
+
+
+@pytest.mark.parametrize("word", ["headers.lua", "keep_listed"])
+def test_without_its_header_list_apache_passes_nothing_on(start: Start, word: str) -> None:
+    """No config test sees it: the script is read when a request comes."""
+    proxy = start("apache", lambda text: put_in(text, {word: f"absent-{word}"}))
+    assert str(exchange(proxy.port, request())) == "500"
+    assert not proxy.api.received()
