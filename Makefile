@@ -16,7 +16,7 @@ down: ## end the demo and remove its state
 
 test: ## run every test
 	@tools/setup.sh test
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest -n 3 --dist loadgroup
 
 check: ## ruff and mypy
 	@tools/setup.sh test

@@ -9,6 +9,9 @@ for group in "$@"; do
     echo $$ > "$group/cgroup.procs"
 done
 mount -t overlay overlay -o "lowerdir=$tree,upperdir=$disk/upper,workdir=$disk/work" "$disk/root"
+# what nspawn leaves here when it is killed
+mkdir -p /run/systemd/nspawn
+mount -t tmpfs tmpfs /run/systemd/nspawn
 # read-only /sys: nspawn does not wait for udev
 mount -o remount,bind,ro /sys
 # Without BPF, IPAddressDeny= and SocketBindDeny= would silently not be enforced.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import secrets
@@ -139,8 +138,6 @@ class VirtualHost:
 
     def remove(self) -> None:
         machine.kill(self.network.name)
-        with contextlib.suppress(FileNotFoundError):  # only a killed nspawn leaves it
-            (Path("/run/systemd/nspawn/propagate") / self.network.name).rmdir()
         self._drop_disk()
         self.network.remove()
 

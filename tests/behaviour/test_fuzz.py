@@ -8,7 +8,7 @@ import urllib.parse
 
 import pytest
 
-from tests.behaviour import fuzz
+from tests.behaviour import corpus, fuzz
 from tests.behaviour.proxies import BY_HAND, OURS
 from tests.behaviour.upstream import CANARY
 from tests.behaviour.wire import CLIENT
@@ -18,14 +18,13 @@ Results = dict[str, fuzz.Result]
 each_proxy = pytest.mark.parametrize("kind", [*OURS, *BY_HAND])
 
 
-def show(offenders: list[fuzz.Request]) -> str:
+def show(offenders: list[corpus.Request]) -> str:
     """Keep the requests as cases, and say how to come by them."""
     for request in offenders[:10]:
-        fuzz.keep(request)
+        corpus.keep(request)
     shown = "\n".join(map(repr, offenders[:3]))
-    return (
-        f"{len(offenders)} requests, up to 10 added to {fuzz.KEPT.name}; seed {fuzz.SEED}\n{shown}"
-    )
+    said = f"{len(offenders)} requests, up to 10 added to {corpus.KEPT.name}; seed {corpus.SEED}"
+    return f"{said}\n{shown}"
 
 
 @each_proxy
@@ -42,14 +41,14 @@ def test_the_token_is_in_no_answer(results: Results, kind: str) -> None:
 
 @each_proxy
 def test_the_token_is_in_no_log(results: Results, kind: str) -> None:
-    assert len(results[kind].said.splitlines()) > fuzz.COUNT / 2
+    assert len(results[kind].said.splitlines()) > corpus.COUNT / 2
     assert not holds(results[kind].said, CANARY)
 
 
 @each_proxy
 def test_enough_was_sent_and_the_proxy_kept_serving(results: Results, kind: str) -> None:
     result = results[kind]
-    assert result.sent >= fuzz.COUNT
+    assert result.sent >= corpus.COUNT
     assert len(result.reached) >= 1000
     assert result.scrapes == {"200": -(-result.sent // fuzz.EVERY)}
 

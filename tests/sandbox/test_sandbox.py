@@ -285,6 +285,8 @@ def test_a_changed_endpoint_and_cidr_lose_no_scrape(sandbox: Sandbox) -> None:
     )
     assert failed_scrapes(sandbox, began) == 0
     sandbox.up()
+    # the sync may take the endpoint away before Prometheus has read its new configuration
+    wait(lambda: not sandbox.query('up{endpoint="again"}'), "Prometheus to forget the endpoint")
 
 
 def test_a_broken_configuration_does_not_hold_back_a_token(sandbox: Sandbox) -> None:
