@@ -14,6 +14,7 @@ from monitoring.scrape import scrape_config
 with stack.refusals():
     settings, token = stack.load()
     bundle = proxy.bundle(settings)
+    ami = c.image(settings)
     names = c.secret_names(settings.stack)
     user_data = cloud_config.render(settings, aws.get_region().region, names)
     file = Path(__file__).parent / settings.grafana.dashboard
@@ -37,6 +38,7 @@ host = c.ProxyHost(
     "proxy",
     c.ProxyHostArgs(
         settings=settings,
+        ami=ami,
         user_data=user_data,
         interface_id=network.interface_id,
         secret_arns=[secrets.token_secret_arn, secrets.bundle_secret_arn],

@@ -2,7 +2,7 @@
 
 from components.certificates import Certificates, CertificatesArgs
 from components.monitoring import Monitoring, MonitoringArgs
-from components.proxy_host import ProxyHost, ProxyHostArgs
+from components.proxy_host import ProxyHost, ProxyHostArgs, image
 from components.proxy_network import ProxyNetwork, ProxyNetworkArgs
 from components.proxy_secrets import ProxySecrets, ProxySecretsArgs, secret_names
 
@@ -17,5 +17,6 @@ __all__ = [
     "ProxyNetworkArgs",
     "ProxySecrets",
     "ProxySecretsArgs",
+    "image",
     "secret_names",
 ]

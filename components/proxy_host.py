@@ -21,7 +21,8 @@ _ARCHITECTURES: Final = {"arm64": "arm64", "x86_64": "amd64"}
 @dataclass(frozen=True, kw_only=True)
 class ProxyHostArgs:
     settings: Settings
-    """Without an `ami_id`, Debian 13 is looked up for the instance type's architecture."""
+    ami: str
+    """The machine's image, as `image` gives it."""
     user_data: str
     interface_id: pulumi.Input[str]
     secret_arns: Sequence[pulumi.Input[str]]
@@ -61,9 +62,7 @@ class ProxyHost(pulumi.ComponentResource):
         profile = aws.iam.InstanceProfile(f"{name}-profile", role=role.name, opts=child)
         instance = aws.ec2.Instance(
             f"{name}-instance",
-            ami=_debian(settings.instance_type, self)
-            if settings.ami_id is None
-            else settings.ami_id,
+            ami=args.ami,
             instance_type=settings.instance_type,
             primary_network_interface=aws.ec2.InstancePrimaryNetworkInterfaceArgs(
                 network_interface_id=args.interface_id
@@ -112,22 +111,22 @@ def _architecture(instance_type: str, supported: Sequence[str]) -> str:
     )
 
 
-def _debian(instance_type: str, parent: pulumi.Resource) -> pulumi.Output[str]:
-    """The newest Debian 13 image for the instance type's architecture."""
-    opts = pulumi.InvokeOutputOptions(parent=parent)
-    architecture = aws.ec2.get_instance_type_output(
-        instance_type=instance_type, opts=opts
-    ).supported_architectures.apply(lambda names: _architecture(instance_type, names))
-    return aws.ec2.get_ami_output(
+def image(settings: Settings) -> str:
+    """The image that the settings name, or the newest Debian 13 of the type's architecture.
+
+    Asked before any resource is registered, because it may refuse the type.
+    """
+    if settings.ami_id is not None:
+        return settings.ami_id
+    answer = aws.ec2.get_instance_type(instance_type=settings.instance_type)
+    architecture = _architecture(settings.instance_type, answer.supported_architectures)
+    return aws.ec2.get_ami(
         owners=[DEBIAN],
         most_recent=True,
-        filters=architecture.apply(
-            lambda name: [
-                aws.ec2.GetAmiFilterArgs(
-                    name="name", values=[f"debian-13-{_ARCHITECTURES[name]}-*"]
-                ),
-                aws.ec2.GetAmiFilterArgs(name="architecture", values=[name]),
-            ]
-        ),
-        opts=opts,
+        filters=[
+            aws.ec2.GetAmiFilterArgs(
+                name="name", values=[f"debian-13-{_ARCHITECTURES[architecture]}-*"]
+            ),
+            aws.ec2.GetAmiFilterArgs(name="architecture", values=[architecture]),
+        ],
     ).id

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pulumi.runtime import MockCallArgs, MockResourceArgs, Mocks
+from pulumi.runtime.proto import resource_pb2
 from pulumi.runtime.rpc import is_rpc_secret, unwrap_rpc_secret
 
 from sandbox.providers import schema
+
+Register = Callable[[resource_pb2.RegisterResourceRequest], Any]
 
 ADDRESS = "10.20.0.10"
 
@@ -34,9 +38,17 @@ COMPUTED: dict[str, dict[str, Any]] = {
 ANSWERS: dict[str, dict[str, Any]] = {
     "aws:index/getRegion:getRegion": {"region": "eu-central-1"},
     "aws:ec2/getSubnet:getSubnet": {"vpcId": "vpc-1"},
-    "aws:ec2/getInstanceType:getInstanceType": {"supportedArchitectures": ["arm64"]},
     "aws:ec2/getAmi:getAmi": {"id": "ami-debian13"},
 }
+
+ARCHITECTURES = {
+    "mac2.metal": ["arm64_mac"],
+    "t2.micro": ["i386", "x86_64"],
+    "t3.micro": ["x86_64"],
+    "t4g.micro": ["arm64"],
+    "t4g.small": ["arm64"],
+}
+"""What `getInstanceType` answers, as AWS does."""
 
 
 class Cloud(Mocks):
@@ -45,6 +57,7 @@ class Cloud(Mocks):
     def __init__(self) -> None:
         self.resources: list[MockResourceArgs] = []
         self.calls: list[MockCallArgs] = []
+        self.requests: dict[str, resource_pb2.RegisterResourceRequest] = {}
         self.urns: list[str] = []
         self.outputs: dict[str, Any] = {}
 
@@ -59,8 +72,20 @@ class Cloud(Mocks):
         arn = {"arn": f"arn:{args.name}"}
         return f"{args.name}-id", {**args.inputs, **arn, **COMPUTED[args.typ]}
 
+    def recording(self, register: Register) -> Register:
+        """The monitor's method, with its requests kept: `new_resource` is not told the options."""
+
+        def record(request: resource_pb2.RegisterResourceRequest) -> Any:
+            self.requests[request.name] = request
+            return register(request)
+
+        return record
+
     def call(self, args: MockCallArgs) -> tuple[dict[Any, Any], list[tuple[str, str]] | None]:
         self.calls.append(args)
+        if args.token == "aws:ec2/getInstanceType:getInstanceType":
+            names = ARCHITECTURES[args.args["instanceType"]]
+            return {**args.args, "supportedArchitectures": names}, []
         return {**args.args, **ANSWERS[args.token]}, []
 
     def all(self, typ: str) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import runpy
 from collections.abc import Callable
@@ -38,6 +39,7 @@ def deploy(engine: None, monkeypatch: pytest.MonkeyPatch) -> Deploy:
         cloud = Cloud()
         config = {**({"adminToken": TOKEN, **BASE} if values is None else values), **over}
         monitor = MockMonitor(cloud)
+        monkeypatch.setattr(monitor, "RegisterResource", cloud.recording(monitor.RegisterResource))
         pulumi.runtime.set_mocks(
             cloud, project=NAMESPACE, stack=stack, preview=False, monitor=monitor
         )
@@ -54,12 +56,28 @@ def deploy(engine: None, monkeypatch: pytest.MonkeyPatch) -> Deploy:
         monkeypatch.setattr(
             pulumi, "export", lambda name, value: cloud.outputs.update({name: value})
         )
-        pulumi.runtime.test(lambda: runpy.run_path(str(ROOT / "__main__.py")) and None)()
+        try:
+            pulumi.runtime.test(lambda: runpy.run_path(str(ROOT / "__main__.py")) and None)()
+        except pulumi.RunError:
+            assert not cloud.resources, "refused after a resource was registered"
+            raise
         cloud.urns = sorted(monitor.get_registered_resources())
         assert len(cloud.urns) == len(cloud.resources), "two resources share a URN"
+        cloud.outputs = {name: plain(value) for name, value in cloud.outputs.items()}
         return cloud
 
     return run
+
+
+def plain(value: pulumi.Input[Any]) -> Any:
+    """The value of an output that everybody may see."""
+
+    async def read() -> Any:
+        output = pulumi.Output.from_input(value)
+        assert not await output.is_secret()
+        return await output.future()
+
+    return asyncio.get_event_loop().run_until_complete(read())
 
 
 def stack_file(name: str) -> dict[str, Any]:

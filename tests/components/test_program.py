@@ -11,6 +11,7 @@ import yaml
 
 from tests.components.cloud import Cloud, reveal
 from tests.components.conftest import TOKEN, Deploy, stack_file
+from tests.leaks import holds
 
 INSTANCE = "aws:ec2/instance:Instance"
 INTERFACE = "aws:ec2/networkInterface:NetworkInterface"
@@ -154,11 +155,52 @@ def test_what_the_machine_is_made_of_is_in_its_user_data(
     assert user_data(deploy()) != user_data(deploy(**change))
 
 
-def test_the_image_is_debian_of_the_types_architecture(deploy: Deploy) -> None:
-    [call] = [c for c in deploy().calls if c.token == "aws:ec2/getAmi:getAmi"]
-    assert call.args["owners"] == ["136693071363"]
-    assert {"name": "name", "values": ["debian-13-arm64-*"]} in call.args["filters"]
-    assert [c for c in deploy(amiId="ami-12345678").calls if "getAmi" in c.token] == []
+@pytest.mark.parametrize(
+    ("instance_type", "architecture", "debian"),
+    [
+        ("t4g.micro", "arm64", "arm64"),
+        ("t3.micro", "x86_64", "amd64"),
+        ("t2.micro", "x86_64", "amd64"),
+    ],
+)
+def test_the_image_is_the_newest_debian_of_the_types_architecture(
+    deploy: Deploy, instance_type: str, architecture: str, debian: str
+) -> None:
+    cloud = deploy(instanceType=instance_type)
+    [call] = [c for c in cloud.calls if c.token == "aws:ec2/getAmi:getAmi"]
+    assert call.args == {
+        "owners": ["136693071363"],
+        "mostRecent": True,
+        "filters": [
+            {"name": "name", "values": [f"debian-13-{debian}-*"]},
+            {"name": "architecture", "values": [architecture]},
+        ],
+    }
+    assert cloud.only(INSTANCE)["instanceType"] == instance_type
+
+
+def test_a_named_image_is_not_looked_up_and_replaces_the_machine(deploy: Deploy) -> None:
+    assert list(deploy().requests["proxy-instance"].ignoreChanges) == ["ami"]
+    cloud = deploy(amiId="ami-12345678")
+    assert [c for c in cloud.calls if "getAmi" in c.token] == []
+    assert cloud.only(INSTANCE)["ami"] == "ami-12345678"
+    assert list(cloud.requests["proxy-instance"].ignoreChanges) == []
+
+
+@pytest.mark.parametrize(
+    ("protect", "names"),
+    [
+        (False, []),
+        # no certificate: it could not be renewed
+        (
+            True,
+            ["network-interface", "secrets-bundle", "secrets-token", "tls-ca-key", "tls-key"],
+        ),
+    ],
+)
+def test_what_is_protected(deploy: Deploy, protect: bool, names: list[str]) -> None:
+    requests = deploy(protect=protect).requests
+    assert sorted(name for name, request in requests.items() if request.protect) == names
 
 
 def test_the_certificate_names_server_and_address(deploy: Deploy) -> None:
@@ -173,18 +215,24 @@ def test_grafana_can_be_left_out(deploy: Deploy) -> None:
     assert "dashboardUrl" not in cloud.outputs
 
 
-def test_the_outputs_are_complete(deploy: Deploy) -> None:
-    assert set(deploy().outputs) == {
-        "proxyUrl",
-        "privateIp",
-        "caCertificate",
-        "scrapeConfig",
-        "proxyConfiguration",
-        "tokenSecretArn",
-        "bundleSecretArn",
-        "instanceId",
-        "dashboardUrl",
+def test_the_outputs(deploy: Deploy) -> None:
+    cloud = deploy(port=9447, job="api")
+    jobs = yaml.safe_load(cloud.outputs["scrapeConfig"])["scrape_configs"]
+    assert [job["job_name"] for job in jobs] == ["api", "sba-proxy"]
+    targets = [t for job in jobs for c in job["static_configs"] for t in c["targets"]]
+    assert set(targets) == {"10.20.0.10:9447"}
+    assert cloud.outputs == {
+        "proxyUrl": "https://10.20.0.10:9447",
+        "privateIp": "10.20.0.10",
+        "caCertificate": "CA",
+        "scrapeConfig": cloud.outputs["scrapeConfig"],
+        "proxyConfiguration": bundle(cloud)["configuration"],
+        "tokenSecretArn": "arn:secrets-token",
+        "bundleSecretArn": "arn:secrets-bundle",
+        "instanceId": "proxy-instance-id",
+        "dashboardUrl": "https://grafana.example.com/d/sba",
     }
+    assert not holds(json.dumps(cloud.outputs).encode(), TOKEN)
 
 
 @pytest.mark.parametrize("token", ['a"b', "a b", "a\r\nb", "x" * 3901])
@@ -192,6 +240,18 @@ def test_a_token_that_no_header_can_carry_is_refused_unseen(deploy: Deploy, toke
     with pytest.raises(pulumi.RunError, match="adminToken") as refused:
         deploy(adminToken=token)
     assert token not in str(refused.value)
+
+
+def test_a_type_that_debian_does_not_run_on_is_refused(deploy: Deploy) -> None:
+    with pytest.raises(
+        pulumi.RunError, match="metrics-proxy:instanceType: mac2.metal is arm64_mac"
+    ):
+        deploy(instanceType="mac2.metal")
+
+
+def test_a_bad_setting_is_refused(deploy: Deploy) -> None:
+    with pytest.raises(pulumi.RunError, match='metrics-proxy:server: "caddy"'):
+        deploy(server="caddy")
 
 
 def test_a_plain_token_is_refused(deploy: Deploy) -> None:
