@@ -70,11 +70,12 @@ class Instance(AwsKind):
                 yield f"metadataOptions.{key}", f"must be {wanted}, not {value!r}"
         if inputs.get("rootBlockDevice", {}).get("volumeType", "gp3") not in VOLUME_TYPES:
             yield "rootBlockDevice.volumeType", f"must be one of {', '.join(VOLUME_TYPES)}"
-        machine = [inputs.get("ami"), inputs.get("instanceType")]
-        if None not in machine and known(machine):
-            yield from self._check_architecture(*machine)
 
-    def _check_architecture(self, ami: Any, instance_type: Any) -> Problems:
+    def check_new(self, inputs: Values) -> Problems:
+        """EC2 starts no machine of another architecture than its image's."""
+        ami, instance_type = inputs["ami"], inputs["instanceType"]
+        if not known([ami, instance_type]):
+            return
         try:
             runs = self.session.architectures(instance_type)
             wants = self.session.image(ami)["Architecture"]

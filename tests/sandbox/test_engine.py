@@ -57,7 +57,9 @@ def inventory(account: aws.Account) -> dict[str, list[Any]]:
     }
 
 
-def test_a_stack_lives_from_preview_to_destroy(engine: Engine) -> None:
+def test_a_stack_lives_from_preview_to_destroy(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     account = aws.Account.read(engine.backend.parent / "aws.json")
     assert set(engine.preview()) == {"create"}
     assert set(engine.up()) == {"create"}
@@ -77,12 +79,25 @@ def test_a_stack_lives_from_preview_to_destroy(engine: Engine) -> None:
     engine.up()
     assert engine.outputs()["instanceId"] == machine
 
+    # a newer image is no reason for a new machine
+    with monkeypatch.context() as patch:
+        patch.setattr("components.image", lambda _: "ami-0aaaaaaaaaaaaaaa0")
+        assert set(engine.preview()) == {"same"}
+
     # what the machine is made of: a new machine at the same address
     address = engine.outputs()["privateIp"]
     engine.configure({"syncInterval": 30})
     assert engine.up().get("replace") == 1
     assert engine.outputs()["instanceId"] != machine
     assert engine.outputs()["privateIp"] == address
+    engine.configure({"instanceType": "t3.small"})
+    assert engine.preview().get("replace") == 1
+
+    # another architecture: the new machine has its image
+    engine.configure({"instanceType": "t4g.micro"})
+    assert engine.up().get("replace") == 1
+    [instance] = inventory(account)["instances"]
+    assert instance["ImageId"] == "ami-0bbbbbbbbbbbbbbb1"
 
     engine.destroy()
     assert {k: v for k, v in inventory(account).items() if v} == {}
