@@ -16,7 +16,7 @@ down: ## end the demo and remove its state
 
 test: ## run every test
 	@tools/setup.sh test
-	@$(PYTHON) -m pytest -n 3 --dist loadgroup
+	@$(PYTHON) -m pytest -n 3
 
 check: ## ruff and mypy
 	@tools/setup.sh test
