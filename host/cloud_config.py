@@ -88,9 +88,10 @@ def render(settings: Settings, region: str, secrets: tuple[str, str]) -> str:
     )
     text += "write_files:\n"
     for path, content in _files(settings, region, *secrets).items():
-        # the least indentation that YAML allows: user data has 16 KB
-        block = textwrap.indent(content, "   ")
-        text += f"- path: {path}\n  content: |\n{block}"
+        # the least indentation that YAML allows, down to an item that begins on its second line:
+        # user data has 16 KB
+        block = textwrap.indent(content, "  ")
+        text += f"-\n path: {path}\n content: |\n{block}"
     size = len(text.encode())
     if size > USER_DATA_MAX:
         raise SettingsError(
