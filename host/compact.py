@@ -9,12 +9,12 @@ import tokenize
 
 
 def compact(source: str) -> str:
-    """Python without comments, docstrings, annotations and blank lines, indented by single spaces.
+    """Python without comments, docstrings, annotations and blank lines, and with few spaces.
 
     The same program in two thirds of the bytes, still text that one can read; and, unlike what a
     compressor writes, the same on every machine, so that nobody's tools replace the VM.
     """
-    source = _without_unused(_without_annotations(source))
+    source = _without_unused(_assigned_plainly(source))
     lines = source.splitlines()
     keep = [bool(line.strip()) for line in lines]
     inside: set[int] = set()  # lines that begin within a string: their indentation is its text
@@ -46,8 +46,8 @@ def compact(source: str) -> str:
     )
 
 
-def _without_annotations(source: str) -> str:
-    """Python without the annotations of arguments, results and assigned names."""
+def _assigned_plainly(source: str) -> str:
+    """Python without the annotations of arguments, results and names, and with `=` for ` = `."""
     text = source.encode()  # columns of a syntax tree are bytes
     begins = [0, *(found.end() for found in re.finditer(b"\n", text))]
 
@@ -62,8 +62,14 @@ def _without_annotations(source: str) -> str:
             cuts.append((text.rindex(b" ->", 0, begin), end))
         elif isinstance(node, ast.arg) and node.annotation:
             cuts.append((span(node)[0] + len(node.arg.encode()), span(node.annotation)[1]))
-        elif isinstance(node, ast.AnnAssign) and node.value:
-            cuts.append((span(node.target)[1], span(node.annotation)[1]))
+        elif isinstance(node, ast.AnnAssign | ast.Assign) and node.value:
+            parts: list[ast.expr] = (
+                [node.target, node.annotation]
+                if isinstance(node, ast.AnnAssign)
+                else node.targets[-1:]
+            )
+            equals = span(parts[-1])[1] + 1
+            cuts += [(span(parts[0])[1], equals), (equals + 1, equals + 2)]
     for begin, end in sorted(cuts, reverse=True):
         text = text[:begin] + text[end:]
     return text.decode()

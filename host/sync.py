@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
+from socket import getaddrinfo
 from subprocess import DEVNULL, run
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -38,6 +39,7 @@ settings: dict[str, Any] = {}
 state: dict[str, Any] = {"generation": "", "loaded": False, "versions": {}, "success": {}}
 live: Files = {}  # what the generation in use holds
 answers: dict[tuple[Upstream, str], tuple[int, float]] = {}  # by token: status, seconds
+lacks: dict[str, str] = {}  # by URL: what there is none of
 failed: set[str] = set()  # of REASONS
 
 
@@ -45,15 +47,20 @@ class RefusedError(Exception):
     """One of REASONS, and words without a secret."""
 
 
+def words(error: BaseException) -> str:
+    """What fails, without the text of a foreign exception: it may hold a secret."""
+    return getattr(error, "strerror", None) or type(error).__name__
+
+
 @contextmanager
 def problem(what: str, reason: str) -> Iterator[None]:
-    """Log what fails, without the text of a foreign exception: it may hold a secret."""
+    """Log what fails."""
     try:
         yield
     except Exception as error:
         # botocore's timeouts have a response too: None
         code = (getattr(error, "response", None) or {}).get("Error", {}).get("Code")
-        said = code or getattr(error, "strerror", None) or type(error).__name__
+        said = code or words(error)
         # ... and are OSErrors
         if isinstance(error, OSError) and not reason.startswith("fetch"):
             reason = "write"
@@ -114,6 +121,9 @@ def ask(upstream: str, ca: str | None, bearer: str) -> tuple[int, float]:
     start = time.monotonic()
     scheme, _, host, *path = upstream.split("/", 3)
     connection = HTTPConnection(host, timeout=PROBE_SECONDS)
+    lacks[upstream] = "address"
+    getaddrinfo(connection.host, None)
+    lacks[upstream] = "answer"
     if scheme == "https:":
         context = ssl.create_default_context(cadata=ca)
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # like the proxy
@@ -132,8 +142,11 @@ def probe(offers: dict[str, Files]) -> None:
     asks = {(u, t): pool.submit(ask, *u, t) for u in asked for t in {old, new} - {""} or {""}}
     done = wait(asks.values(), PROBE_SECONDS).done
     for pair, answer in asks.items():
-        lost = answer not in done or answer.exception()
+        lost = answer.exception() if answer in done else TimeoutError()
         answers[pair] = (0, PROBE_SECONDS) if lost else answer.result()
+        if lost:
+            url = pair[0][0]
+            print(f"{url}: no {lacks.get(url)}: {words(lost)}", file=sys.stderr)
     status = {pair: answer[0] for pair, answer in answers.items()}
     good = {n: u for n, u in named if old and status[u, old] // 100 == 2}
     if refused := [n for n, u in good.items() if status[u, new] in (401, 403)]:
@@ -240,8 +253,8 @@ def sync() -> None:
     state["success"] |= {s: time.time() for s, parts in SECRETS.items() if used.issuperset(parts)}
     save()
     for name, (status, _) in upstreams().items():
-        if status // 100 != 2:
-            print(f"{name}: API answers {status or 'nothing'}", file=sys.stderr)
+        if status // 100 not in (0, 2):
+            print(f"{name}: API answers {status}", file=sys.stderr)
 
 
 def upstreams() -> dict[str, tuple[int, float]]:

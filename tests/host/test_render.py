@@ -388,8 +388,9 @@ TEXT = """  two spaces
     # no comment
 
         eight spaces"""
-HASH = "# no comment"
-print(TEXT, HASH)
+HASH: str = "# no comment"
+first = second = {"a = b": "c = d"}
+print(TEXT, HASH, first, second)
 
 
 class Empty(Exception):
@@ -420,6 +421,7 @@ def test_compacting_keeps_strings_and_what_only_looks_like_a_comment() -> None:
     assert "a comment" not in text
     assert "A docstring" not in text
     assert 'def f(a, *rest, b = "ä: int"):' in text
+    assert '\nHASH="# no comment"\nfirst = second={"a = b": "c = d"}\n' in text
     assert '"""  two spaces\n    # no comment\n\n        eight spaces"""' in text
 
 
