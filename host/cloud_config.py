@@ -47,6 +47,9 @@ SERVERS: Final = {
 EVERYWHERE: Final = ["polkitd", "python3-boto3", "python3-prometheus-client"]
 """Debian packages of every host."""
 
+RESTARTED: Final = ("journald", "resolved", "timesyncd")
+"""Daemons of systemd that the files below configure."""
+
 _RESTART: Final = (
     "! grep -qs '/usr/.*(deleted)' /proc/$(systemctl show -P MainPID metrics-proxy)/maps"
     "||systemctl restart metrics-proxy"
@@ -79,7 +82,7 @@ def render(settings: Settings, region: str, secrets: tuple[str, str]) -> str:
             f"apt-get -qy install {' '.join([package, *EVERYWHERE])}; do sleep 9; done",
             ["systemd-sysusers"],
             ["systemctl", "daemon-reload"],
-            ["systemctl", "restart", "systemd-resolved.service", "systemd-timesyncd.service"],
+            ["systemctl", "restart", *(f"systemd-{name}" for name in RESTARTED)],
             ["systemctl", "enable", "--now", SYNC_TIMER],
         ],
     }
@@ -142,6 +145,10 @@ def _files(
         "/etc/apt/apt.conf.d/90metrics-proxy": f'DPkg::Post-Invoke {{"{_RESTART}";}};\n',
         "/etc/sysusers.d/metrics-proxy.conf": "u metrics-proxy\nu metrics-sync -:metrics-proxy\n",
         "/etc/polkit-1/rules.d/50-metrics-proxy.rules": unit("polkit.rules.j2"),
+        # to the console: what our units say, and systemd of what was killed and what fails; not the
+        # access log, nor each start of the sync
+        "/etc/systemd/journald.conf.d/metrics-proxy.conf": "[Journal]\nForwardToConsole=yes\n"
+        "MaxLevelConsole=warning\n",
         "/etc/systemd/resolved.conf.d/metrics-proxy.conf": "[Resolve]\nLLMNR=no\nMulticastDNS=no\n"
         "ResolveUnicastSingleLabel=yes\nStaleRetentionSec=1d\n",
         "/etc/systemd/timesyncd.conf.d/metrics-proxy.conf": "[Time]\nNTP=169.254.169.123\n",
