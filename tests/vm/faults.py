@@ -12,8 +12,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -29,6 +31,7 @@ from tests.certificates import DAY, self_signed
 
 AWS = f"ip daddr {AWS_SERVERS} tcp dport 443"
 API = f"ip daddr {ADDRESSES.api_cidr} tcp dport {{ 9464, 3002 }}"
+DNS = "iifname vpc0 meta l4proto { tcp, udp } th dport 53"
 PROXY, SYNC = "metrics-proxy.service", "metrics-proxy-sync.service"
 STALE = "time() - min(metrics_proxy_secret_last_success_timestamp_seconds) > 6"
 """No sync for three intervals of the sandbox."""
@@ -44,16 +47,20 @@ class World:
     machine: VirtualHost
 
 
+Cause = Callable[[World], contextlib.AbstractContextManager[object]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fault:
     name: str
-    cause: Callable[[World], contextlib.AbstractContextManager[object]]
+    cause: Cause
     """Entered: the fault is there. Left: its cause is gone, and the rest is for the machine."""
     metric: str
     """PromQL that has a result while it lasts."""
     loses: Loses = "none"
     says: str = ""
-    """A regular expression of what the console says of it."""
+    """A regular expression of what the console says of it while it lasts. None where the console
+    could not tell it from another."""
 
 
 # -- tools -------------------------------------------------------------------------------------
@@ -92,7 +99,7 @@ def in_place_of_aws(world: World) -> Iterator[tuple[socket.socket, ssl.SSLContex
         yield listener, tls
 
 
-def answers(status: int, code: str) -> Callable[[World], contextlib.AbstractContextManager[None]]:
+def answers(status: int, code: str) -> Cause:
     """AWS answers every request with an error."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -128,14 +135,14 @@ def answers(status: int, code: str) -> Callable[[World], contextlib.AbstractCont
 
 
 @contextmanager
-def slow_aws(world: World) -> Iterator[None]:
-    """AWS answers, three seconds late."""
+def slow_aws(world: World, seconds: float) -> Iterator[None]:
+    """AWS answers late."""
     url = urlsplit(world.vm.account.endpoint_url)
     loop, late = asyncio.new_event_loop(), []
 
     async def connect() -> services.Streams:
         late.append(url)
-        await asyncio.sleep(3)
+        await asyncio.sleep(seconds)
         return await asyncio.open_connection(url.hostname, url.port)
 
     with in_place_of_aws(world) as (listener, tls):
@@ -165,22 +172,22 @@ def secret(world: World, output: str, value: Callable[[str], str]) -> Iterator[N
         client.put_secret_value(SecretId=arn, SecretString=good)
 
 
-def token(value: str) -> Callable[[World], contextlib.AbstractContextManager[None]]:
+def token(value: str) -> Cause:
     return lambda world: secret(world, "tokenSecretArn", lambda _: value)
 
 
-def bundle(**changes: Any) -> Callable[[World], contextlib.AbstractContextManager[None]]:
+def bundle(**changes: Any) -> Cause:
     def changed(good: str) -> str:
         return json.dumps(json.loads(good) | changes)
 
     return lambda world: secret(world, "bundleSecretArn", changed)
 
 
-def drops(*rules: str) -> Callable[[World], contextlib.AbstractContextManager[None]]:
+def drops(*rules: str) -> Cause:
     return lambda world: filtered(world, *rules)
 
 
-def once(*command: str) -> Callable[[World], contextlib.AbstractContextManager[None]]:
+def once(*command: str) -> Cause:
     """A command in the machine; what it breaks is not mended by us."""
 
     @contextmanager
@@ -198,7 +205,6 @@ DIE = """
 import os, pathlib, runpy, signal, subprocess, sys
 step, *sys.argv = sys.argv[1:]
 owner, name, when = {
-    "fetch": (pathlib.Path, "mkdir", lambda path, *_: path.name.startswith("gen-")),
     "write": (pathlib.Path, "write_bytes", lambda path, *_: path.name == "token.conf"),
     "switch": (pathlib.Path, "symlink_to", lambda *_: True),
     "reload": (subprocess, "run", lambda argv, *_: "systemctl" in argv),
@@ -214,7 +220,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """Runs the sync, and kills it on the way into a step of an adoption."""
 
 
-def killed_at(step: str) -> Callable[[World], contextlib.AbstractContextManager[None]]:
+def killed_at(step: str) -> Cause:
     """The sync dies on its way into a step, whenever it tries to adopt a new token."""
 
     @contextmanager
@@ -333,10 +339,9 @@ def unplugged(world: World) -> Iterator[None]:
 
 
 @contextmanager
-def rebooted(world: World, *rules: str) -> Iterator[None]:
-    """A reboot under load: two clients besides Prometheus. The rules hold until it is over."""
+def rebooted(world: World, cause: Cause = contextlib.nullcontext) -> Iterator[None]:
+    """A reboot under load: two clients besides Prometheus. With a cause, it is there at boot."""
     before, stop = power.leader(world.machine.network.name), threading.Event()
-    heard = len(world.machine.console)
 
     def ask() -> None:
         while not stop.is_set():
@@ -348,11 +353,9 @@ def rebooted(world: World, *rules: str) -> Iterator[None]:
     for client in clients:
         client.start()
     try:
-        with filtered(world, *rules):
+        with cause(world):
             world.machine.inside("systemctl", "reboot")
             wait(lambda: _leader(world) not in (None, before), "the machine to boot again")
-            if rules:
-                wait(lambda: "not fetched" in world.machine.console[heard:], "the sync to fail")
             yield
     finally:
         stop.set()
@@ -371,9 +374,11 @@ def _leader(world: World) -> int | None:
 def power_cut(world: World) -> Iterator[None]:
     """Every process of the machine is gone at once; `up` switches it on again."""
     power.kill(world.machine.network.name)
-    yield
     wait(lambda: world.vm.process("host") is None, "the machine to be off")
-    world.vm.up()
+    with ThreadPoolExecutor(1) as pool:
+        up = pool.submit(world.vm.up)
+        yield
+        up.result()
 
 
 # -- the table ---------------------------------------------------------------------------------
@@ -386,6 +391,7 @@ def failed(reason: str) -> str:
 
 
 PROXY_ONLY = 'up{job="sba-api"} == 0 and on() up{job="sba-proxy"} == 1'
+KILLED = "metrics-proxy-sync.service: Main process exited, code=killed"
 UNREACHED = "metrics_proxy_upstream_http_status == 0"
 
 FAULTS = [
@@ -404,10 +410,11 @@ FAULTS = [
         says="exited on signal 9",
     ),
     *(
-        Fault(name=f"sync killed before its {step}", cause=killed_at(step), metric=STALE)
+        Fault(
+            name=f"sync killed before its {step}", cause=killed_at(step), metric=STALE, says=KILLED
+        )
         for step in ("write", "switch", "reload")
     ),
-    Fault(name="sync killed after its fetch", cause=killed_at("fetch"), metric=STALE),
     Fault(
         name="Secrets Manager unreachable",
         cause=drops(f"{AWS} drop"),
@@ -416,8 +423,14 @@ FAULTS = [
     ),
     Fault(
         name="Secrets Manager slow (3 s)",
-        cause=slow_aws,
+        cause=partial(slow_aws, seconds=3),
         metric="metrics_proxy_secret_sync_ok == 1",
+    ),
+    Fault(
+        name="Secrets Manager too slow (12 s)",
+        cause=partial(slow_aws, seconds=12),
+        metric=failed("fetch_token"),
+        says="token: not fetched: ReadTimeoutError",
     ),
     Fault(
         name="Secrets Manager answers 500",
@@ -455,14 +468,14 @@ FAULTS = [
         cause=drops(f"{API} drop"),
         metric=UNREACHED,
         loses="while it lasts",
-        says="API answers nothing",
+        says="while connecting to upstream",
     ),
     Fault(
         name="API hangs",
         cause=api_hangs,
         metric=UNREACHED,
         loses="while it lasts",
-        says="API answers nothing",
+        says="while (sending request to|reading response header from) upstream",
     ),
     Fault(
         name="API resets connections",
@@ -479,9 +492,17 @@ FAULTS = [
     ),
     Fault(
         name="DNS silent",
-        cause=drops("iifname vpc0 meta l4proto { tcp, udp } th dport 53 drop"),
+        cause=drops(f"{DNS} drop"),
         metric=PROXY_ONLY,
         loses="while it lasts",
+        says="unexpected DNS response|could not be resolved",
+    ),
+    Fault(
+        name="DNS refuses",
+        cause=drops(f"{DNS} reject"),
+        metric=UNREACHED,
+        loses="while it lasts",
+        says="http://api-internal.*: no address: ",
     ),
     Fault(
         name="token revoked",
@@ -543,7 +564,13 @@ FAULTS = [
         cause=lambda world: full(world, "/var"),
         metric="metrics_proxy_secret_sync_ok == 1",
     ),
-    Fault(name="network cut", cause=unplugged, metric="up == 0", loses="while it lasts"),
+    Fault(
+        name="network cut",
+        cause=unplugged,
+        metric="up == 0",
+        loses="while it lasts",
+        says="(?s)token: not fetched: NoCredentialsError.*: no address: Temporary failure",
+    ),
     Fault(
         name="reboot under load",
         cause=rebooted,
@@ -551,12 +578,33 @@ FAULTS = [
         loses="a restart",
         says="Reached target.*Reboot",
     ),
+    *(
+        Fault(
+            name=f"reboot, {name}",
+            cause=partial(rebooted, cause=cause),
+            metric="up == 0",
+            loses="while it lasts",
+            says=f"token: not fetched: {error}",
+        )
+        for name, cause, error in (
+            (
+                "Secrets Manager refusing connections",
+                drops(f"{AWS} reject with tcp reset"),
+                "EndpointConnectionError",
+            ),
+            (
+                "Secrets Manager answering 500",
+                answers(500, "InternalServiceError"),
+                "InternalServiceError",
+            ),
+            ("access to the secrets denied", denied, "AccessDeniedException"),
+        )
+    ),
     Fault(
-        name="reboot, Secrets Manager refusing connections",
-        cause=lambda world: rebooted(world, f"{AWS} reject with tcp reset"),
+        name="power cut",
+        cause=power_cut,
         metric="up == 0",
         loses="while it lasts",
-        says="token: not fetched: EndpointConnectionError",
+        says=r"\A(?s:(?!Reached target.*Shutdown).)*Welcome to",
     ),
-    Fault(name="power cut", cause=power_cut, metric="up == 0", loses="while it lasts"),
 ]
