@@ -605,6 +605,6 @@ FAULTS = [
         cause=power_cut,
         metric="up == 0",
         loses="while it lasts",
-        says=r"\A(?s:(?!Reached target.*Shutdown).)*Welcome to",
+        says=r"\A(?s:(?!Shutdown).)*Welcome to",
     ),
 ]
