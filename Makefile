@@ -16,7 +16,7 @@ down: ## end the demo and remove its state
 
 test: ## run every test
 	@tools/setup.sh test
-	@$(PYTHON) -m pytest -n 3
+	@$(PYTHON) -m pytest -n 4
 
 check: ## ruff and mypy
 	@tools/setup.sh test
