@@ -292,7 +292,7 @@ def api_hangs(world: World) -> Iterator[None]:
 
 @contextmanager
 def api_moved(world: World) -> Iterator[None]:
-    """Another machine answers for the API's name; nobody is at the old address any more."""
+    """Nobody is at the API's address any more; then another machine answers for its name."""
     network, hosts, moved = world.machine.network, world.machine.folder / "hosts", "10.9.47.11"
     dns, ports = world.vm.process("dns"), world.machine.ports
     assert dns
@@ -305,13 +305,13 @@ def api_moved(world: World) -> Iterator[None]:
         with world.machine.at("api"):
             wait(lambda: listens(moved, ports.workers), "the second API")
         with filtered(world, f"ip daddr {ADDRESSES.api} drop"):
+            yield
             hosts.write_text(here.replace(ADDRESSES.api, moved))
             dns.signal(signal.SIGHUP)
-            yield
             wait(lambda: world.vm.query("min(up) == 1"), "scrapes from the new address", 30)
-            hosts.write_text(here)
-            dns.signal(signal.SIGHUP)
     finally:
+        hosts.write_text(here)
+        dns.signal(signal.SIGHUP)
         second.kill()
         second.wait()
         network.ip("api", "address", "delete", f"{moved}/24", "dev", "eth0")
