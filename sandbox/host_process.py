@@ -80,15 +80,15 @@ class ProcessHost:
 
     @cached_property
     def ports(self) -> Ports:
-        """Free ones, the usual if possible, chosen once."""
+        """Free ones, chosen once. Not the usual ones: another sandbox may begin in this moment."""
         file = self.folder / "ports.json"
         if file.exists():
             return Ports(**json.loads(file.read_text()))
         ports = Ports(
-            proxy=free_port("0.0.0.0", 9446),
-            prometheus=free_port("127.0.0.1", 9090),
-            api=free_port(ADDRESSES.api, 9464),
-            workers=free_port(ADDRESSES.api, 3002),
+            proxy=free_port("0.0.0.0"),
+            prometheus=free_port("127.0.0.1"),
+            api=free_port(ADDRESSES.api),
+            workers=free_port(ADDRESSES.api),
         )
         file.write_text(json.dumps(asdict(ports)))
         return ports

@@ -90,14 +90,13 @@ def wait(condition: Callable[[], T], what: str, seconds: float = 60) -> T:
         time.sleep(0.05)
 
 
-def free_port(address: str, wanted: int | None = None) -> int:
-    """`wanted` if it is free there, else some TCP port of that address that is.
+def free_port(address: str) -> int:
+    """Some TCP port of that address that is free.
 
     Not one of those that the kernel gives to connections (32768 and up): it could be gone before
     somebody listens there.
     """
-    some = [20_000 + secrets.randbelow(12_000) for _ in range(50)]
-    for port in some if wanted is None else [wanted, *some]:
+    for port in (20_000 + secrets.randbelow(12_000) for _ in range(50)):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
