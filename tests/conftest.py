@@ -15,14 +15,15 @@ ROOMS = ("vm", "sandbox")
 
 
 class ByRoom(LoadScopeScheduling):
-    """Processes of `pytest -n 3`: one for each of these rooms, one for all other tests.
+    """Processes of `pytest -n 4`: one for each sandbox of these rooms, one for all other tests.
 
     xdist's own groups have no effect with pytest 9.2: they change `Item._nodeid`, which is gone.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         room = nodeid.split("/")[1]
-        return room if room in ROOMS else "others"
+        # each server has a sandbox of its own
+        return f"{room}, Apache: {'[apache' in nodeid}" if room in ROOMS else "others"
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByRoom:
