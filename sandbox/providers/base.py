@@ -167,7 +167,7 @@ class Provider(rpc.Provider):
         """The kind of a type, which comes with its parents' types before it."""
         token = qualified.rpartition("$")[2]
         if token not in self.kinds:
-            raise UserError(f"the sandbox has no {token}: see sandbox/providers/{self.package}.py")
+            raise UserError(f"the sandbox has no {token}: see sandbox/providers/{self.package}")
         return self.kinds[token]
 
     async def configure(self, request: rpc.ConfigureRequest) -> rpc.ConfigureResponse:

@@ -26,7 +26,7 @@ from pulumi.runtime.rpc import UNKNOWN
 
 from sandbox import aws as embedded
 from sandbox.providers import schema
-from sandbox.providers.aws import Aws
+from sandbox.providers.aws.provider import Aws
 from sandbox.providers.base import Provider, UserError, plain, wire_all
 from sandbox.providers.grafana import Grafana
 from sandbox.providers.tls import Tls

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from pulumi.runtime.rpc import UNKNOWN
 
+from sandbox.providers.aws.kind import AwsKind, from_tags, given
 from sandbox.providers.base import Existing, Problems, UserError, Values, known
-from sandbox.providers.session import AwsKind, from_tags, given
 
 DESCRIPTION_LIMIT = 255
 

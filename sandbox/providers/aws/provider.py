@@ -8,21 +8,22 @@ import re
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from sandbox.providers import access, base, machine, network
+from sandbox.providers import base
+from sandbox.providers.aws import ec2, iam, secretsmanager, vpc
+from sandbox.providers.aws.kind import AwsKind, Session, from_tags
 from sandbox.providers.base import UserError, Values
-from sandbox.providers.session import AwsKind, Session, from_tags
 
 KINDS: tuple[type[AwsKind], ...] = (
-    network.NetworkInterface,
-    network.SecurityGroup,
-    network.IngressRule,
-    network.EgressRule,
-    access.Role,
-    access.RolePolicy,
-    access.InstanceProfile,
-    access.Secret,
-    access.SecretVersion,
-    machine.Instance,
+    vpc.NetworkInterface,
+    vpc.SecurityGroup,
+    vpc.IngressRule,
+    vpc.EgressRule,
+    iam.Role,
+    iam.RolePolicy,
+    iam.InstanceProfile,
+    secretsmanager.Secret,
+    secretsmanager.SecretVersion,
+    ec2.Instance,
 )
 
 

@@ -1,15 +1,18 @@
-"""What the AWS kinds share: clients of the embedded AWS, tags, and reading."""
+"""What the AWS kinds share: clients of the embedded AWS, tags, checks, and reading."""
 
 import functools
+import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
+from pulumi.runtime.rpc import UNKNOWN
 
-from sandbox.providers.base import Existing, Kind, UserError, Values
+from sandbox.providers.base import Existing, Kind, Problems, UserError, Values
 
 
 class Session:
@@ -99,6 +102,36 @@ def given(**arguments: Any) -> Values:
 def pascal(values: Values) -> Values:
     """Pulumi's names as EC2 spells them."""
     return {key[0].upper() + key[1:]: value for key, value in values.items()}
+
+
+def check_policy(key: str, text: str, wanted: tuple[str, ...]) -> Problems:
+    """A policy document is JSON whose statements have what IAM demands."""
+    if text == UNKNOWN:
+        return
+    try:
+        document = json.loads(text)
+        statements = document["Statement"]
+    except (ValueError, TypeError, KeyError):
+        yield key, "is no JSON object with a Statement"
+        return
+    if document.get("Version", "2012-10-17") not in ("2012-10-17", "2008-10-17"):
+        yield key, f"has the Version {document['Version']!r}, which IAM does not know"
+    for statement in statements if isinstance(statements, list) else [statements]:
+        for name in wanted:
+            if not statement.keys() & {name, f"Not{name}"}:
+                yield key, f"has a statement without {name}"
+        if statement.get("Effect") not in ("Allow", "Deny"):
+            yield key, "has a statement whose Effect is neither Allow nor Deny"
+
+
+def check_name(name: str, limit: int, allowed: str = r"[\w+=,.@-]+") -> Problems:
+    """A name's length and characters."""
+    if name == UNKNOWN:
+        return
+    if len(name) > limit:
+        yield "name", f"has {len(name)} characters, at most {limit} are allowed"
+    if not re.fullmatch(allowed, name, re.ASCII):
+        yield "name", f"{name!r} has a character that is not allowed"
 
 
 class AwsKind(Kind):

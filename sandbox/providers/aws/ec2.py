@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 from botocore.exceptions import ClientError
 from pulumi.runtime.rpc import UNKNOWN
 
+from sandbox.providers.aws.kind import AwsKind, from_tags, given, pascal
 from sandbox.providers.base import Existing, Problems, UserError, Values, known
-from sandbox.providers.session import AwsKind, from_tags, given, pascal
 
 USER_DATA_LIMIT = 16_384  # bytes
 SWITCH = ("enabled", "disabled")

@@ -1,0 +1,1 @@
+"""The stand-in for the aws provider, one file for each service."""
