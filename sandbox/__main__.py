@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sandbox.engine import ProgramError
-from sandbox.sandbox import Sandbox, SandboxError
+from sandbox.machines.vm.machine import obstacle
+from sandbox.system import Sandbox, SandboxError
 from sandbox.tools import ROOT
-from sandbox.vm.host import obstacle
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     progress = Terminal()
     try:
-        sandbox = Sandbox(options.folder, progress.step, _host(options))
+        sandbox = Sandbox(options.folder, progress.step, _kind(options))
         if options.command != "up" and not sandbox.exists:
             if options.command == "down":
                 print("nothing is up")
@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _host(options: argparse.Namespace) -> str:
-    """The kind of a new sandbox's host: it boots where it can."""
+def _kind(options: argparse.Namespace) -> str:
+    """The kind of a new sandbox's machine: it boots where it can."""
     wanted = getattr(options, "host", "process")
     reason = obstacle() if wanted in ("vm", "auto") else None
     if wanted == "vm" and reason:
@@ -123,7 +123,7 @@ def _table(sandbox: Sandbox) -> int:
     ]
     rows += [
         ("proxy", proxy["server"], proxy["url"]),
-        ("host", sandbox.kind, sandbox.host.what),
+        ("host", sandbox.kind, sandbox.machine.what),
         ("Prometheus", "real", contract["prometheus"]["url"]),
         ("AWS", "moto", aws["endpoint_url"]),
         ("Pulumi", f"stack {contract['pulumi']['stack']}", contract["pulumi"]["backend"]),

@@ -82,7 +82,7 @@ if ! .venv/bin/python -c 'from sandbox.tools import prometheus as p; p(); p("pro
         github.com/prometheus/prometheus/cmd/prometheus github.com/prometheus/prometheus/cmd/promtool
 fi
 
-if .venv/bin/python -c 'import sys; from sandbox.vm import host, tree
-sys.exit(host.obstacle() is not None or tree.cached().root.exists())'; then
-    step "Debian 13 tree (1 to 2 min, once a week)" .venv/bin/python -m sandbox.vm.tree
+if .venv/bin/python -c 'import sys; from sandbox.machines.vm import image, machine
+sys.exit(machine.obstacle() is not None or image.cached().root.exists())'; then
+    step "Debian 13 tree (1 to 2 min, once a week)" .venv/bin/python -m sandbox.machines.vm.image
 fi

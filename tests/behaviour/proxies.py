@@ -18,7 +18,7 @@ from typing import Final
 
 from config.settings import Settings
 from host import cloud_config, proxy
-from sandbox import host_process
+from sandbox.machines.process import NOT_ROOT, UnitRunner, lay_out
 from sandbox.processes import free_port, wait
 from tests.behaviour.upstream import CANARY, Api
 from tests.behaviour.wire import CLIENT, SERVER_NAME, exchange
@@ -142,7 +142,7 @@ class Proxy:
         root = self.folder / "root"
         with _RENDERING:
             user_data = cloud_config.render(settings, "eu-central-1", ("token", "bundle"))
-        host_process.lay_out(user_data, root)
+        lay_out(user_data, root)
         state = root / "run/metrics-proxy"
         (state / "current").symlink_to("gen-1")
         (state / "proxy.prom").write_bytes(OWN_DOCUMENT)
@@ -152,8 +152,8 @@ class Proxy:
         files = {f"ca-{name}.pem": ca for name, ca in cas.items() if ca}
         self._write(state / "gen-1", text, **files)
         self._listen(root / "dev/log")
-        host = host_process.UnitRunner(root, {}, self.folder / "unused.log")
-        self._run(host.server_command(), root)
+        runner = UnitRunner(root, {}, self.folder / "unused.log")
+        self._run(runner.server_command(), root)
 
     def _by_hand(self) -> None:
         """As ops/proxy/README.md says, with addresses and folders put in."""
@@ -179,7 +179,7 @@ class Proxy:
             "nginx": [proxy.NGINX, "-p", f"{run}/", "-c", f"{etc}/proxy.conf", "-g", "daemon off;"],
             "apache": [proxy.APACHE, "-DFOREGROUND", "-d", f"{etc}", "-f", f"{etc}/proxy.conf"],
         }
-        self._run([*host_process.NOT_ROOT, *command[self.server]], self.folder)
+        self._run([*NOT_ROOT, *command[self.server]], self.folder)
 
     def _required(self) -> None:
         """The requirement's own, with addresses and folders put in."""
@@ -200,7 +200,7 @@ class Proxy:
             "nginx": [proxy.NGINX, "-p", f"{self.folder}", "-c", "proxy.conf", "-g", "daemon off;"],
             "apache": [proxy.APACHE, "-DFOREGROUND", "-d", f"{self.folder}", "-f", "proxy.conf"],
         }
-        self._run([*host_process.NOT_ROOT, *command[self.server]], self.folder, **environment)
+        self._run([*NOT_ROOT, *command[self.server]], self.folder, **environment)
 
     # -- parts ---------------------------------------------------------------------------------
 

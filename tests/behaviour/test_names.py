@@ -26,7 +26,7 @@ import pytest
 
 from config.settings import Settings
 from host import cloud_config, proxy
-from sandbox import host_process
+from sandbox.machines.process import UnitRunner, lay_out
 from sandbox.processes import wait
 from tests.certificates import self_signed
 
@@ -154,7 +154,7 @@ class Proxy:
         )
         root = folder / "root"
         user_data = cloud_config.render(settings, "eu-central-1", ("token", "bundle"))
-        host_process.lay_out(user_data, root)
+        lay_out(user_data, root)
         generation = root / "run/metrics-proxy/gen-1"
         generation.mkdir()
         (generation.parent / "current").symlink_to("gen-1")
@@ -167,7 +167,7 @@ class Proxy:
         os.chdir(root)  # a socket's path may have 107 bytes
         log.bind("dev/log")
         threading.Thread(target=drain, args=(log,), daemon=True).start()
-        command = host_process.UnitRunner(root, {}, folder / "unused").server_command()
+        command = UnitRunner(root, {}, folder / "unused").server_command()
         self._process = subprocess.Popen(command, stderr=(folder / "log").open("w"), stdout=2)
         wait(lambda: self.get("absent") is not None, "the server", 20)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sandbox.sandbox import Sandbox
+from sandbox.system import Sandbox
 
 CANARY = "canary-6f1d0c27b9+/e4.~_tok=="
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import astuple
 from pathlib import Path
 
-from sandbox.sandbox import Sandbox
-from sandbox.vm.host import VirtualHost
+from sandbox.machines.vm.machine import VirtualMachine
+from sandbox.system import Sandbox
 
 
 def test_sandboxes_that_begin_together_do_not_want_the_same_ports(tmp_path: Path) -> None:
@@ -14,7 +14,7 @@ def test_sandboxes_that_begin_together_do_not_want_the_same_ports(tmp_path: Path
     for name in ("one", "other"):
         begun = Sandbox(tmp_path / name)
         begun.folder.mkdir()
-        found.append(astuple(begun.host.ports))
-        assert astuple(Sandbox(begun.folder).host.ports) == found[-1]
+        found.append(astuple(begun.machine.ports))
+        assert astuple(Sandbox(begun.folder).machine.ports) == found[-1]
     assert found[0] != found[1]
-    assert not {*found[0], *found[1]} & {*astuple(VirtualHost.ports)}
+    assert not {*found[0], *found[1]} & {*astuple(VirtualMachine.ports)}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.sandbox import Sandbox
-from sandbox.vm.host import VirtualHost, obstacle
+from sandbox.machines.vm.machine import VirtualMachine, obstacle
+from sandbox.system import Sandbox
 
 CANARY = "canary-d21f9a8e44+/e7.~_tok=="
 
@@ -36,11 +36,11 @@ def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     booted.down()
 
 
-def machine_of(booted: Sandbox) -> VirtualHost:
-    assert isinstance(booted.host, VirtualHost)
-    return booted.host
+def machine_of(booted: Sandbox) -> VirtualMachine:
+    assert isinstance(booted.machine, VirtualMachine)
+    return booted.machine
 
 
 @pytest.fixture
-def machine(vm: Sandbox) -> VirtualHost:
+def machine(vm: Sandbox) -> VirtualMachine:
     return machine_of(vm)

@@ -21,12 +21,12 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from sandbox import api
+from sandbox.machines.vm import power
+from sandbox.machines.vm.machine import VirtualMachine
 from sandbox.processes import listens, wait
-from sandbox.sandbox import Sandbox
-from sandbox.vm import machine as power
-from sandbox.vm import services
-from sandbox.vm.host import VirtualHost
-from sandbox.vm.network import ADDRESSES, AWS_SERVERS, METADATA
+from sandbox.system import Sandbox
+from sandbox.vpc import services
+from sandbox.vpc.network import ADDRESSES, AWS_SERVERS, METADATA
 from tests.certificates import DAY, self_signed
 
 AWS = f"ip daddr {AWS_SERVERS} tcp dport 443"
@@ -44,7 +44,7 @@ class World:
     """What faults happen to."""
 
     vm: Sandbox
-    machine: VirtualHost
+    machine: VirtualMachine
 
 
 Cause = Callable[[World], contextlib.AbstractContextManager[object]]

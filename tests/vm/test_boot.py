@@ -14,10 +14,10 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 
+from sandbox.machines.vm.machine import VirtualMachine
 from sandbox.processes import wait
-from sandbox.sandbox import Sandbox
-from sandbox.vm.host import VirtualHost
-from sandbox.vm.network import ADDRESSES, METADATA
+from sandbox.system import Sandbox
+from sandbox.vpc.network import ADDRESSES, METADATA
 from tests.leaks import holds, spellings
 from tests.vm.conftest import CANARY
 
@@ -27,21 +27,21 @@ IN_UNIT = 'echo $$ > "/sys/fs/cgroup/system.slice/$0/cgroup.procs"; exec "$@"'
 """A shell's script: what it runs is held by what systemd enforces on the unit's control group."""
 
 
-def said(machine: VirtualHost, *command: str, user: str = "root") -> str:
+def said(machine: VirtualMachine, *command: str, user: str = "root") -> str:
     """Output of a command in the machine that must succeed."""
     done = machine.inside(*command, user=user)
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout
 
 
-def in_unit(machine: VirtualHost, *command: str) -> subprocess.CompletedProcess[str]:
+def in_unit(machine: VirtualMachine, *command: str) -> subprocess.CompletedProcess[str]:
     """Run a command among the proxy's processes, as the proxy's user."""
     return machine.inside(
         "sh", "-c", IN_UNIT, PROXY, "runuser", "-u", "metrics-proxy", "--", *command
     )
 
 
-def test_cloud_init_took_the_user_data_of_ec2(vm: Sandbox, machine: VirtualHost) -> None:
+def test_cloud_init_took_the_user_data_of_ec2(vm: Sandbox, machine: VirtualMachine) -> None:
     wait(lambda: "status: running" not in machine.inside("cloud-init", "status").stdout, "the end")
     status = json.loads(said(machine, "cloud-init", "status", "--format=json"))
     assert (status["status"], status["errors"], status["recoverable_errors"]) == ("done", [], {})
@@ -56,7 +56,7 @@ def test_cloud_init_took_the_user_data_of_ec2(vm: Sandbox, machine: VirtualHost)
     assert given == base64.b64decode(answer["UserData"]["Value"]).decode()
 
 
-def test_systemd_is_content(machine: VirtualHost) -> None:
+def test_systemd_is_content(machine: VirtualMachine) -> None:
     assert said(machine, "systemctl", "--failed", "--no-legend", "--plain") == ""
     files = [f"/etc/systemd/system/{unit}" for unit in UNITS]
     verify = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=yes"]
@@ -77,7 +77,7 @@ def test_systemd_is_content(machine: VirtualHost) -> None:
 
 
 @pytest.mark.parametrize("unit", [PROXY, SYNC])
-def test_units_are_confined(vm: Sandbox, machine: VirtualHost, unit: str) -> None:
+def test_units_are_confined(vm: Sandbox, machine: VirtualMachine, unit: str) -> None:
     assert vm.get("/metrics")[0] == 200
     score = said(machine, "systemd-analyze", "security", "--json=short", "--no-pager", unit)
     assert json.loads(score)
@@ -89,21 +89,21 @@ def test_units_are_confined(vm: Sandbox, machine: VirtualHost, unit: str) -> Non
     assert user == {PROXY: "metrics-proxy", SYNC: "metrics-sync"}[unit]
 
 
-def test_no_process_of_ours_is_root(machine: VirtualHost) -> None:
+def test_no_process_of_ours_is_root(machine: VirtualMachine) -> None:
     lines = said(machine, "ps", "-eo", "uid,cgroup:80,args").splitlines()
     ours = [line for line in lines if "metrics-proxy" in line]
     assert len(ours) >= 3  # nginx' master and workers
     assert not [line for line in ours if line.split()[0] == "0"]
 
 
-def test_one_port_listens(machine: VirtualHost) -> None:
+def test_one_port_listens(machine: VirtualMachine) -> None:
     lines = said(machine, "ss", "-Hlntu").splitlines()
     addresses = {line.split()[4] for line in lines}
     beyond = {a for a in addresses if not a.startswith("127.") and not a.endswith("%ens5:68")}
     assert beyond == {f"0.0.0.0:{machine.ports.proxy}"}
 
 
-def connects(machine: VirtualHost, place: str, address: str, port: int) -> str:
+def connects(machine: VirtualMachine, place: str, address: str, port: int) -> str:
     """What a TCP connection from somewhere comes to: `open`, `refused` or `silence`."""
     with machine.at(place):
         try:
@@ -115,7 +115,7 @@ def connects(machine: VirtualHost, place: str, address: str, port: int) -> str:
     return "open"
 
 
-def test_the_security_group_is_enforced(vm: Sandbox, machine: VirtualHost) -> None:
+def test_the_security_group_is_enforced(vm: Sandbox, machine: VirtualMachine) -> None:
     address, port = vm.engine.outputs()["privateIp"], machine.ports.proxy
     assert connects(machine, "prometheus", address, port) == "open"
     assert connects(machine, "api", address, port) == "silence"
@@ -127,7 +127,7 @@ def test_the_security_group_is_enforced(vm: Sandbox, machine: VirtualHost) -> No
         assert machine.inside(*probe, peer, str(closed)).returncode == 124, (peer, closed)
 
 
-def test_an_added_range_is_let_in_by_up(vm: Sandbox, machine: VirtualHost) -> None:
+def test_an_added_range_is_let_in_by_up(vm: Sandbox, machine: VirtualMachine) -> None:
     address, port = vm.engine.outputs()["privateIp"], machine.ports.proxy
     vm.engine.configure({"prometheusCidrs": [ADDRESSES.prometheus_cidr, ADDRESSES.api_cidr]})
     try:
@@ -139,7 +139,7 @@ def test_an_added_range_is_let_in_by_up(vm: Sandbox, machine: VirtualHost) -> No
     assert connects(machine, "api", address, port) == "silence"
 
 
-def test_the_proxy_cannot_reach_the_metadata_service(machine: VirtualHost) -> None:
+def test_the_proxy_cannot_reach_the_metadata_service(machine: VirtualMachine) -> None:
     ask = ["curl", "-sS", "-m", "2", "-X", "PUT", f"http://{METADATA}/latest/api/token"]
     ask += ["-H", "X-aws-ec2-metadata-token-ttl-seconds: 60"]
     assert said(machine, *ask)
@@ -148,7 +148,7 @@ def test_the_proxy_cannot_reach_the_metadata_service(machine: VirtualHost) -> No
 
 
 def test_the_proxy_cannot_listen_elsewhere_nor_read_what_is_not_its_own(
-    machine: VirtualHost,
+    machine: VirtualMachine,
 ) -> None:
     listen = "import socket, sys; socket.create_server(('', int(sys.argv[1])))"
     assert machine.inside("python3", "-c", listen, "9999", user="metrics-proxy").returncode == 0
@@ -162,7 +162,7 @@ def test_the_proxy_cannot_listen_elsewhere_nor_read_what_is_not_its_own(
         assert machine.inside("sh", "-c", f": >> {file}", user="metrics-proxy").returncode != 0
 
 
-def test_the_sync_may_reload_one_unit(machine: VirtualHost) -> None:
+def test_the_sync_may_reload_one_unit(machine: VirtualMachine) -> None:
     def may(*verb: str) -> bool:
         return machine.inside("systemctl", *verb, user="metrics-sync").returncode == 0
 
@@ -180,7 +180,7 @@ def test_the_sync_may_reload_one_unit(machine: VirtualHost) -> None:
     assert machine.inside("systemctl", "reload-or-restart", PROXY, user="metrics-proxy").returncode
 
 
-def test_the_role_reads_two_secrets(vm: Sandbox, machine: VirtualHost) -> None:
+def test_the_role_reads_two_secrets(vm: Sandbox, machine: VirtualMachine) -> None:
     secrets = vm.account.client("secretsmanager")
     secrets.create_secret(Name="another", SecretString="x")
     role = vm.account.instance_credentials(vm.engine.outputs()["instanceId"])
@@ -205,7 +205,7 @@ def test_the_role_reads_two_secrets(vm: Sandbox, machine: VirtualHost) -> None:
     assert "AccessDenied" in asked.stderr
 
 
-def test_metadata_is_asked_in_version_2_only(vm: Sandbox, machine: VirtualHost) -> None:
+def test_metadata_is_asked_in_version_2_only(vm: Sandbox, machine: VirtualMachine) -> None:
     log = (vm.logs / "services.log").read_text()
     assert "metadata token PUT /latest/api/token 200" in log
     assert "/user-data 200" in log
@@ -223,7 +223,7 @@ def files_with(token: str, folders: Iterable[Path]) -> set[str]:
     return set(done.stdout.decode().splitlines())
 
 
-def test_the_token_is_in_the_include_and_nowhere_else(vm: Sandbox, machine: VirtualHost) -> None:
+def test_the_token_is_in_the_include_and_nowhere_else(vm: Sandbox, machine: VirtualMachine) -> None:
     root = machine.root
     folders = [f for f in root.iterdir() if f.name not in ("proc", "sys", "dev") and f.is_dir()]
     folders = [folder for folder in folders if not folder.is_symlink()]
@@ -252,7 +252,7 @@ def test_the_token_is_in_the_include_and_nowhere_else(vm: Sandbox, machine: Virt
 
 
 def test_an_update_of_the_server_restarts_the_proxy_and_no_other_does(
-    vm: Sandbox, machine: VirtualHost
+    vm: Sandbox, machine: VirtualMachine
 ) -> None:
     def running() -> str:
         return said(machine, "systemctl", "show", "-P", "MainPID", PROXY).strip()
@@ -279,12 +279,12 @@ def test_an_update_of_the_server_restarts_the_proxy_and_no_other_does(
     wait(lambda: vm.proxy_metrics(), "the proxy to answer")
 
 
-def test_a_killed_server_leaves_no_core(machine: VirtualHost) -> None:
+def test_a_killed_server_leaves_no_core(machine: VirtualMachine) -> None:
     pid = said(machine, "systemctl", "show", "-P", "MainPID", PROXY).strip()
     limits = said(machine, "cat", f"/proc/{pid}/limits")
     assert re.search(r"Max core file size +0 +0 ", limits)
 
 
-def test_the_console_alone_tells_how_it_went(machine: VirtualHost) -> None:
+def test_the_console_alone_tells_how_it_went(machine: VirtualMachine) -> None:
     for line in ("Cloud-init v.", "Setting up nginx", "start worker processes"):
         assert line in machine.console

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.machines.vm.machine import VirtualMachine
 from sandbox.processes import wait
-from sandbox.sandbox import Sandbox
-from sandbox.vm.host import VirtualHost
+from sandbox.system import Sandbox
 from tests.vm.faults import FAULTS, Fault, World
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
@@ -43,7 +43,7 @@ def seen() -> dict[str, tuple[int, float]]:
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_fault(
-    vm: Sandbox, machine: VirtualHost, fault: Fault, seen: dict[str, tuple[int, float]]
+    vm: Sandbox, machine: VirtualMachine, fault: Fault, seen: dict[str, tuple[int, float]]
 ) -> None:
     world = World(vm=vm, machine=machine)
     wait(lambda: vm.query(healthy(0)), "everything to be well before the fault", 90)

@@ -6,16 +6,16 @@ import subprocess
 import threading
 from pathlib import Path
 
+from sandbox.machines.vm import power
 from sandbox.processes import wait
-from sandbox.sandbox import Sandbox
-from sandbox.vm import machine as power
-from sandbox.vm.network import MIRROR_SERVERS
+from sandbox.system import Sandbox
+from sandbox.vpc.network import MIRROR_SERVERS
 from tests.vm.conftest import boot, machine_of
 from tests.vm.faults import World, filtered
 
 
 def traces() -> set[str]:
-    """What a sandbox could leave on this machine outside its folder."""
+    """What a sandbox could leave on this computer outside its folder."""
     spaces = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
     mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
     groups = [str(g) for folder in power.hierarchies() for g in folder.glob("sandbox-*")]

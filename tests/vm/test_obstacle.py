@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.__main__ import main
-from sandbox.vm import security_group
-from sandbox.vm.host import obstacle
+from sandbox.machines.vm.machine import obstacle
 
 
 def test_not_root(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,12 +29,3 @@ def test_the_command_line_says_so(
     assert main(["--folder", str(tmp_path / "sandbox"), "up", "--host", "vm"]) == 1
     assert capsys.readouterr().err == f"sandbox: --host vm: {obstacle()}\n"
     assert not (tmp_path / "sandbox").exists()
-
-
-def test_a_rule_that_is_not_modelled_is_refused() -> None:
-    rule = {"IsEgress": True, "IpProtocol": "tcp", "FromPort": 1, "ToPort": 2}
-    with pytest.raises(ValueError, match="does not model"):
-        security_group.ruleset([{**rule, "ReferencedGroupInfo": {"GroupId": "sg-1"}}])
-    assert "ip daddr 10.0.0.0/8 tcp dport 1-2 accept" in security_group.ruleset(
-        [{**rule, "CidrIpv4": "10.0.0.0/8"}]
-    )

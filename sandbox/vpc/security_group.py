@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from sandbox.aws import Account
-from sandbox.vm.network import GATEWAY, METADATA, VPC_DNS
+from sandbox.vpc.network import GATEWAY, METADATA, VPC_DNS
 
 NEVER_FILTERED: Final = (
     "udp dport 67",

@@ -1,8 +1,8 @@
-"""The host as plain processes: the files of the user data below a folder, run without systemd.
+"""The machine as plain processes: the files of the user data below a folder, run without systemd.
 
 A stand-in for the machine where it cannot boot. What runs is what the units say (`ExecStart=`, the
 timer's interval), as the current user and without their confinement; systemd itself is stood in for
-by this process: it restarts the server, runs the sync, and answers `sandbox/bin/systemctl`.
+by this process: it restarts the server, runs the sync, and answers `bin/systemctl`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ import yaml
 
 from host.cloud_config import PROXY_UNIT, SYNC_TIMER, SYNC_UNIT
 from sandbox.aws import Account
-from sandbox.host import Addresses, Place, Ports, Processes
+from sandbox.machines.kind import Processes
 from sandbox.processes import free_port, wait
+from sandbox.tools import ROOT
+from sandbox.vpc.addresses import Addresses, Place, Ports
 
 ADDRESSES: Final = Addresses(
     vpc="127.9.0.0/16",
@@ -42,7 +44,7 @@ ADDRESSES: Final = Addresses(
     api="127.9.47.10",
     api_name="127.9.47.10",
 )
-"""Loopback addresses stand in for the VPC's: nothing leaves this machine."""
+"""Loopback addresses stand in for the VPC's: nothing leaves this computer."""
 
 UNITS = Path("etc/systemd/system")
 CONTROL = "control.sock"
@@ -66,8 +68,8 @@ def lay_out(user_data: str, root: Path) -> None:
         (root / folder).chmod(0o750)
 
 
-class ProcessHost:
-    """A `Host` of plain processes, on addresses of this machine's loopback."""
+class ProcessMachine:
+    """A `Machine` of plain processes, on addresses of this computer's loopback."""
 
     kind: ClassVar[str] = "process"
     what: ClassVar[str] = "plain processes"
@@ -114,7 +116,7 @@ class ProcessHost:
         arguments = ["--root", str(self.root), "--account", str(self.folder / "aws.json")]
         arguments += ["--instance", instance]
         arguments += ["--access-log", str(self.folder / "logs" / "access.log")]
-        self._processes.module("host", "sandbox.host_process", *arguments)
+        self._processes.module("host", "sandbox.machines.process", *arguments)
 
     def update(self, *_: object) -> None:
         """Security groups are recorded, not enforced."""
@@ -143,9 +145,9 @@ class UnitRunner:
             **os.environ,
             **credentials,
             "PATH": f"{Path(__file__).with_name('bin')}:{os.environ['PATH']}",
-            "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+            "PYTHONPATH": str(ROOT),
             "SANDBOX_PYTHON": sys.executable,
-            "SANDBOX_HOST": str(root),
+            "SANDBOX_MACHINE": str(root),
             "RUNTIME_DIRECTORY": str(root / "run/metrics-proxy"),
         }
 
@@ -261,7 +263,7 @@ def systemctl(arguments: list[str]) -> int:
     if arguments != ["reload-or-restart", PROXY_UNIT]:
         print(f"systemctl stand-in: refused: {shlex.join(arguments)}", file=sys.stderr)
         return 1
-    os.chdir(os.environ["SANDBOX_HOST"])
+    os.chdir(os.environ["SANDBOX_MACHINE"])
     with socket.socket(socket.AF_UNIX) as control:
         control.settimeout(30)
         control.connect(CONTROL)
@@ -285,9 +287,9 @@ def main() -> None:
         "AWS_SECRET_ACCESS_KEY": role["SecretAccessKey"],
         "AWS_SESSION_TOKEN": role["Token"],
     }
-    host = UnitRunner(options.root.resolve(), credentials, options.access_log.resolve())
-    signal.signal(signal.SIGTERM, host.stop)
-    host.run()
+    runner = UnitRunner(options.root.resolve(), credentials, options.access_log.resolve())
+    signal.signal(signal.SIGTERM, runner.stop)
+    runner.run()
 
 
 if __name__ == "__main__":

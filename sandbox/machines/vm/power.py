@@ -1,7 +1,8 @@
 """The machine's power switch: boots it, boots it again when it reboots, ends when it is off.
 
-`python -m sandbox.vm.machine CONFIG` runs until the machine powers off or this is terminated, which
-shuts the machine down. Killed, it takes the machine with it, as a power cut would.
+`python -m sandbox.machines.vm.power CONFIG` runs until the machine powers off or this is
+terminated, which shuts the machine down. Killed, it takes the machine with it, as a power cut
+would.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from sandbox.processes import wait
-from sandbox.vm.network import Network
+from sandbox.vpc.network import Network
 
 REBOOT: Final = 133
 SHUTDOWN_SECONDS: Final = 15
@@ -89,7 +90,7 @@ def leader(name: str) -> int:
     raise ProcessLookupError(f"the machine {name} is off")
 
 
-class Machine:
+class PowerSwitch:
     """Boots until it is told to stop."""
 
     def __init__(self, config: Config) -> None:
@@ -132,10 +133,10 @@ class Machine:
 
 def main() -> int:
     config = Config.read(Path(sys.argv[1]))
-    machine = Machine(config)
-    signal.signal(signal.SIGTERM, machine.stop)
-    signal.signal(signal.SIGALRM, machine.cut)
-    return machine.run()
+    switch = PowerSwitch(config)
+    signal.signal(signal.SIGTERM, switch.stop)
+    signal.signal(signal.SIGALRM, switch.cut)
+    return switch.run()
 
 
 if __name__ == "__main__":

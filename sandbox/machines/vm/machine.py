@@ -1,4 +1,4 @@
-"""The host kind `vm`: the declared machine boots as Debian 13 in a network of its own."""
+"""The kind `vm`: the machine boots as Debian 13 in a network of its own."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
 from sandbox.aws import REGION, Account
-from sandbox.host import Addresses, Place, Ports, Processes
+from sandbox.machines.kind import Processes
+from sandbox.machines.vm import image, power
 from sandbox.processes import wait
-from sandbox.vm import authority, machine, security_group, services, tree
-from sandbox.vm.network import (
+from sandbox.vpc import authority, security_group, services
+from sandbox.vpc.addresses import Addresses, Place, Ports
+from sandbox.vpc.network import (
     ADDRESSES,
     AWS_SERVERS,
     GATEWAY,
@@ -44,7 +46,7 @@ mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work root
 
 
 def obstacle() -> str | None:
-    """Why this machine cannot boot another one, in one line; None if it can."""
+    """Why this computer cannot boot a machine, in one line; None if it can."""
     if platform.system() != "Linux":
         return f"it takes Linux, and this is {platform.system()}"
     if os.geteuid() != 0:
@@ -52,7 +54,7 @@ def obstacle() -> str | None:
     for program, package in PROGRAMS.items():
         if shutil.which(program) is None:
             return f"{program} is missing: apt-get install {package}"
-    if not any((folder / "cgroup.controllers").exists() for folder in machine.hierarchies()):
+    if not any((folder / "cgroup.controllers").exists() for folder in power.hierarchies()):
         return "no cgroup2 is mounted"
     spaces = ["unshare", "--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup", "--fork"]
     tried = subprocess.run([*spaces, "sh", "-c", _TRY], capture_output=True, text=True, check=False)
@@ -61,8 +63,8 @@ def obstacle() -> str | None:
     return None
 
 
-class VirtualHost:
-    """A `Host` whose machine has its own kernel namespaces, network, systemd and disk."""
+class VirtualMachine:
+    """A `Machine` that has its own kernel namespaces, network, systemd and disk."""
 
     kind: ClassVar[str] = "vm"
     what: ClassVar[str] = "Debian 13 in systemd-nspawn"
@@ -82,7 +84,7 @@ class VirtualHost:
     @property
     def root(self) -> Path:
         """What the machine itself sees, /run included. Not to be resolved: it is a link to `/`."""
-        return Path(f"/proc/{machine.leader(self.network.name)}/root")
+        return Path(f"/proc/{power.leader(self.network.name)}/root")
 
     @property
     def console(self) -> str:
@@ -100,7 +102,7 @@ class VirtualHost:
 
     def inside(self, *command: str, user: str = "root") -> subprocess.CompletedProcess[str]:
         """Run a command in the machine."""
-        enter = ["nsenter", "--target", str(machine.leader(self.network.name))]
+        enter = ["nsenter", "--target", str(power.leader(self.network.name))]
         enter += ["-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w"]  # all its namespaces
         environment = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"]
         runuser = [] if user == "root" else ["runuser", "-u", user, "--"]
@@ -109,35 +111,37 @@ class VirtualHost:
         )
 
     def prepare(self, step: Callable[[str], AbstractContextManager[None]]) -> None:
-        if not tree.cached().root.exists():
+        if not image.cached().root.exists():
             with step("Debian 13 tree (cached for a week)"):
-                tree.build()
+                image.build()
         if not self.network.path("vpc").exists():
             with step("network namespaces"):
                 self.network.make()
 
     def run(self, account: Account, instance: str, *, new: bool) -> None:
         interface = _interface(account, instance)
-        built = tree.build()
+        built = image.build()
         if new:
             self._new_disk(built)
         self._serve(interface, built)
         self.update(account, instance)
-        config = machine.Config(
+        config = power.Config(
             name=self.network.name,
             tree=str(built.root),
             disk=str(self.disk),
             mac=interface["MacAddress"],
         )
         config.write(self.folder / "machine.json")
-        self._processes.module("host", "sandbox.vm.machine", str(self.folder / "machine.json"))
+        self._processes.module(
+            "host", "sandbox.machines.vm.power", str(self.folder / "machine.json")
+        )
 
     def update(self, account: Account, instance: str) -> None:
         rules = security_group.read(account, _interface(account, instance)["NetworkInterfaceId"])
         self.network.nft(security_group.ruleset(rules))
 
     def remove(self) -> None:
-        machine.kill(self.network.name)
+        power.kill(self.network.name)
         self._drop_disk()
         self.network.remove()
 
@@ -145,7 +149,7 @@ class VirtualHost:
         if self.disk.is_mount():
             call("umount", self.disk)
 
-    def _new_disk(self, built: tree.Tree) -> None:
+    def _new_disk(self, built: image.Tree) -> None:
         """A blank one, in memory, on top of the tree; it trusts the sandbox's authority."""
         self._drop_disk()
         self.disk.mkdir(exist_ok=True)
@@ -163,7 +167,7 @@ class VirtualHost:
             (self.disk / "upper" / name).parent.mkdir(parents=True)
             (self.disk / "upper" / name).write_text(text)
 
-    def _serve(self, interface: dict[str, Any], built: tree.Tree) -> None:
+    def _serve(self, interface: dict[str, Any], built: image.Tree) -> None:
         """VPC DNS, DHCP, metadata, AWS, packages, and the way in."""
         address = interface["PrivateIpAddress"]
         hosts, leases = self.folder / "hosts", self.folder / "leases"
@@ -191,7 +195,7 @@ class VirtualHost:
             self._processes.spawn("dns", dns)
         if not self._processes.process("services"):
             config.write(self.folder)
-            self._processes.module("services", "sandbox.vm.services", str(self.folder))
+            self._processes.module("services", "sandbox.vpc.services", str(self.folder))
             wait(lambda: services.ports(self.folder), "the VPC's services (logs/services.log)")
 
 

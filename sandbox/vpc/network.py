@@ -4,7 +4,7 @@
     api ─────eth0 · api0───┤ vpc: router, VPC DNS and DHCP, metadata, AWS' and Debian's servers
     prometheus eth0 · prom0┘
 
-Nothing in it reaches this machine's own network, so that any number of sandboxes use the same
+Nothing in it reaches this computer's own network, so that any number of sandboxes use the same
 addresses side by side.
 """
 
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from sandbox.host import Addresses
+from sandbox.vpc.addresses import Addresses
 
 ADDRESSES: Final = Addresses(
     vpc="10.9.0.0/16",

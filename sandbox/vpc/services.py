@@ -1,10 +1,10 @@
-"""What the VPC offers the machine, and the way in for this machine's programs. One process.
+"""What the VPC offers the machine, and the way in for this computer's programs. One process.
 
 - the metadata service, 169.254.169.254:80
 - AWS' own host names: TLS is ended here and the bytes go to the embedded AWS
 - a package mirror over TLS, which knows what this week's tree brought and nothing newer
-- from loopback ports of this machine to the proxy and to Prometheus; the proxy is connected to from
-  Prometheus' own place in the network
+- from loopback ports of this computer to the proxy and to Prometheus; the proxy is connected to
+  from Prometheus' own place in the network
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from sandbox.aws import Account
-from sandbox.vm import metadata
-from sandbox.vm.network import AWS_SERVERS, METADATA, MIRROR_SERVERS, Network
+from sandbox.vpc import metadata
+from sandbox.vpc.network import AWS_SERVERS, METADATA, MIRROR_SERVERS, Network
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -54,7 +54,7 @@ def ports(folder: Path) -> dict[str, int]:
 
 
 def _listen(port: int) -> socket.socket:
-    """On a port of this machine's loopback: the usual one, or any that is free."""
+    """On a port of this computer's loopback: the usual one, or any that is free."""
     try:
         return socket.create_server(("127.0.0.1", port))
     except OSError:

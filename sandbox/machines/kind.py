@@ -1,42 +1,19 @@
-"""What the sandbox asks of a place that runs the declared machine."""
+"""What the sandbox asks of every kind of machine.
+
+The machine is the declared one, which EC2 has on record; the host (`--host`) is what runs it. Where
+the sandbox itself runs is called this computer.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 from sandbox.aws import Account
 from sandbox.processes import Process
-
-Place = Literal["api", "prometheus"]
-"""Who stands somewhere in the network beside the machine."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Addresses:
-    """The network that the program is told to deploy into."""
-
-    vpc: str
-    subnet: str
-    api_cidr: str
-    prometheus_cidr: str
-    api: str
-    """Where the API listens."""
-    api_name: str
-    """How upstreams call it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ports:
-    """The TCP ports that everybody listens on."""
-
-    proxy: int
-    prometheus: int
-    api: int
-    workers: int
+from sandbox.vpc.addresses import Addresses, Place, Ports
 
 
 class Processes(Protocol):
@@ -52,8 +29,8 @@ class Processes(Protocol):
         """Start a module of the project as a process."""
 
 
-class Host(Protocol):
-    """One machine, and the network around it."""
+class Machine(Protocol):
+    """The declared machine, and the network around it."""
 
     kind: ClassVar[str]
     what: ClassVar[str]
@@ -65,7 +42,7 @@ class Host(Protocol):
         """The machine's files."""
 
     def reach(self, what: Literal["proxy", "prometheus"], address: str) -> tuple[str, int]:
-        """Where this machine's own programs reach what listens at `address`."""
+        """Where this computer's own programs reach what listens at `address`."""
 
     @property
     def ports(self) -> Ports: ...

@@ -30,11 +30,11 @@ from config.settings import NAMESPACE
 from monitoring.scrape import CA_FILE
 from sandbox import api, aws
 from sandbox.engine import STACK, Engine
-from sandbox.host import Host, Processes
-from sandbox.host_process import ProcessHost
+from sandbox.machines.kind import Machine, Processes
+from sandbox.machines.process import ProcessMachine
+from sandbox.machines.vm.machine import VirtualMachine
 from sandbox.processes import Process, listens, start, wait
 from sandbox.tools import ROOT, prometheus
-from sandbox.vm.host import VirtualHost
 
 LOOPBACK: Final = "127.0.0.1"
 SYNC_INTERVAL: Final = 2
@@ -43,9 +43,9 @@ Progress = Callable[[str, float], object]
 """Told of each step that ended: what it was, and its seconds."""
 
 
-HOSTS: Final[dict[str, Callable[[Path, Processes], Host]]] = {
-    "vm": VirtualHost,
-    "process": ProcessHost,
+MACHINES: Final[dict[str, Callable[[Path, Processes], Machine]]] = {
+    "vm": VirtualMachine,
+    "process": ProcessMachine,
 }
 
 
@@ -59,7 +59,7 @@ class Sandbox:
     def __init__(
         self, folder: Path, progress: Progress = lambda *_: None, host: str = "process"
     ) -> None:
-        """`host` is the kind of a new sandbox's host; an older one keeps its own."""
+        """`host` is the kind of a new sandbox's machine; an older one keeps its own."""
         self.folder = folder.resolve()
         self.logs = self.folder / "logs"
         self.api = self.folder / "api"
@@ -69,13 +69,13 @@ class Sandbox:
         self.kind = str(self.state.get("host", host))
 
     @cached_property
-    def host(self) -> Host:
-        return HOSTS[self.kind](self.folder, self)
+    def machine(self) -> Machine:
+        return MACHINES[self.kind](self.folder, self)
 
     @property
     def root(self) -> Path:
         """The machine's files."""
-        return self.host.root
+        return self.machine.root
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -85,7 +85,7 @@ class Sandbox:
 
     @cached_property
     def state(self) -> dict[str, Any]:
-        """The host's kind, ports, the instance that runs, and the processes by name."""
+        """The machine's kind, ports, the instance that runs, and the processes by name."""
         if self.exists:
             return dict(json.loads(self._state_file.read_text()))
         return {"processes": {}}
@@ -161,13 +161,13 @@ class Sandbox:
             folder.mkdir(parents=True, exist_ok=True)
         self.state["host"] = self.kind
         self._save()
-        self.host.prepare(self._step)
+        self.machine.prepare(self._step)
         self._aws()
         self._sample_api()
         with self._step("pulumi up"):
             self._configure(server, token)
             self.engine.up(output)
-        self._run_host()
+        self._run_machine()
         self._start_prometheus()
         with self._step("first scrapes"):
             wait(lambda: all(self.scrapes().values()), "Prometheus to scrape all targets")
@@ -180,7 +180,7 @@ class Sandbox:
                 "the embedded AWS has ended, and its memory with it; run: down, then up"
             )
         with self._step("embedded AWS"):
-            network = self.host.addresses
+            network = self.machine.addresses
             child, _ = aws.start(
                 self.folder, region=aws.REGION, vpc_cidr=network.vpc, subnet_cidr=network.subnet
             )
@@ -190,19 +190,19 @@ class Sandbox:
         if self.process("api"):
             return
         with self._step("sample API"):
-            address, ports = self.host.addresses.api, self.host.ports
+            address, ports = self.machine.addresses.api, self.machine.ports
             if not (self.api / "tokens.json").exists():
                 api.accept(self.api, [])
             arguments = ["--address", address, "--metrics-port", str(ports.api)]
             arguments += ["--workers-port", str(ports.workers), "--folder", str(self.api)]
-            self.module("api", "sandbox.api", *arguments, prefix=self.host.prefix("api"))
-            with self.host.at("api"):
+            self.module("api", "sandbox.api", *arguments, prefix=self.machine.prefix("api"))
+            with self.machine.at("api"):
                 for port in (ports.api, ports.workers):
                     wait(partial(listens, address, port), "the sample API")
 
     def _configure(self, server: str | None, token: str | None) -> None:
         """The stack file of a new sandbox; an older one's is the user's, but for the server."""
-        engine, network, ports = self.engine, self.host.addresses, self.host.ports
+        engine, network, ports = self.engine, self.machine.addresses, self.machine.ports
         if "configured" in self.state:
             engine.configure({"server": server} if server else {})
             return
@@ -234,25 +234,25 @@ class Sandbox:
         self.state["configured"] = True
         self._save()
 
-    def _run_host(self) -> None:
+    def _run_machine(self) -> None:
         """Run the machine that the embedded EC2 has on record; a replaced one anew."""
         instance = str(self.engine.outputs()["instanceId"])
         new = self.state.get("instance") != instance
         running = self.process("host")
         if running and not new:
-            self.host.update(self.account, instance)
+            self.machine.update(self.account, instance)
             return
-        what = self.host.what
+        what = self.machine.what
         if running:
             what += ", in place of the old one (the sandbox's gap, not AWS')"
         with self._step(f"host: {what}"):
             if running:
                 running.stop()
             self.state["instance"] = instance
-            self.host.run(self.account, instance, new=new)
-            wait(self._host_serves, "the proxy to answer (logs/host.log)", 180)
+            self.machine.run(self.account, instance, new=new)
+            wait(self._machine_serves, "the proxy to answer (logs/host.log)", 180)
 
-    def _host_serves(self) -> bool:
+    def _machine_serves(self) -> bool:
         if self.process("host") is None:
             raise SandboxError(f"the host has ended; see {self.logs / 'host.log'}")
         return self.proxy_metrics() is not None
@@ -271,10 +271,10 @@ class Sandbox:
             running.signal(signal.SIGHUP)
             return
         with self._step("Prometheus"):
-            command = [*self.host.prefix("prometheus"), prometheus()]
+            command = [*self.machine.prefix("prometheus"), prometheus()]
             command += [f"--config.file={self._prometheus / 'prometheus.yml'}"]
             command += [f"--storage.tsdb.path={self._prometheus / 'data'}"]
-            command += [f"--web.listen-address={LOOPBACK}:{self.host.ports.prometheus}"]
+            command += [f"--web.listen-address={LOOPBACK}:{self.machine.ports.prometheus}"]
             self.spawn("prometheus", command)
             wait(self._prometheus_ready, "Prometheus (logs/prometheus.log)")
 
@@ -289,7 +289,7 @@ class Sandbox:
 
     @property
     def prometheus_url(self) -> str:
-        address, port = self.host.reach("prometheus", LOOPBACK)
+        address, port = self.machine.reach("prometheus", LOOPBACK)
         return f"http://{address}:{port}"
 
     def query(self, expression: str) -> list[dict[str, Any]]:
@@ -330,8 +330,8 @@ class Sandbox:
         return text if status == 200 else None
 
     def proxy(self) -> dict[str, Any]:
-        """Where this machine's own programs reach the proxy, and how it names itself."""
-        address, port = self.host.reach("proxy", self.engine.outputs()["privateIp"])
+        """Where this computer's own programs reach the proxy, and how it names itself."""
+        address, port = self.machine.reach("proxy", self.engine.outputs()["privateIp"])
         config = self.engine.config
         return {
             "server": config[f"{NAMESPACE}:server"],
@@ -399,5 +399,5 @@ class Sandbox:
             if running := self.process(name):
                 with self._step(f"stop {name}"):
                     running.stop()
-        self.host.remove()
+        self.machine.remove()
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -22,9 +22,9 @@ import pytest
 import yaml
 
 from sandbox import api
-from sandbox.host_process import ADDRESSES
+from sandbox.machines.process import ADDRESSES
 from sandbox.processes import wait
-from sandbox.sandbox import SYNC_INTERVAL, Sandbox
+from sandbox.system import SYNC_INTERVAL, Sandbox
 from tests.certificates import self_signed
 from tests.leaks import holds
 from tests.sandbox.conftest import CANARY

@@ -1,0 +1,1 @@
+"""The declared machine, run: as a machine that boots, or as plain processes."""
