@@ -13,10 +13,12 @@ from monitoring.scrape import scrape_config
 
 with stack.refusals():
     settings, token = stack.load()
-    bundle = proxy.bundle(settings)
+    region = aws.get_region().region
+    settings.check_region(region)
+    own_secret, bundle_secret = c.secret_names(settings.stack)
+    bundle = proxy.bundle(settings, own_secret)
     ami = c.image(settings)
-    names = c.secret_names(settings.stack)
-    user_data = cloud_config.render(settings, aws.get_region().region, names)
+    user_data = cloud_config.render(settings, region, bundle_secret)
     file = Path(__file__).parent / settings.grafana.dashboard
     dashboard = with_workers(load_dashboard(file), settings) if settings.grafana.enabled else None
 
@@ -41,7 +43,7 @@ host = c.ProxyHost(
         ami=ami,
         user_data=user_data,
         interface_id=network.interface_id,
-        secret_arns=[secrets.token_secret_arn, secrets.bundle_secret_arn],
+        instance_profile=secrets.instance_profile,
     ),
 )
 if dashboard is not None:

@@ -1,10 +1,10 @@
-"""The machine that runs the proxy, and what it may do in AWS."""
+"""The machine that runs the proxy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import pulumi
 import pulumi_aws as aws
@@ -25,8 +25,8 @@ class ProxyHostArgs:
     """The machine's image, as `image` gives it."""
     user_data: str
     interface_id: pulumi.Input[str]
-    secret_arns: Sequence[pulumi.Input[str]]
-    """The secrets that the machine may read: these, nothing else."""
+    instance_profile: pulumi.Input[str]
+    """The name of the profile whose role may read the two secrets."""
 
 
 class ProxyHost(pulumi.ComponentResource):
@@ -39,27 +39,6 @@ class ProxyHost(pulumi.ComponentResource):
     ) -> None:
         super().__init__("metrics-proxy:index:ProxyHost", name, None, opts)
         settings = args.settings
-        child = pulumi.ResourceOptions(parent=self)
-        role = aws.iam.Role(
-            f"{name}-role",
-            description="Metrics proxy: reads its two secrets",
-            assume_role_policy=pulumi.Output.json_dumps(
-                _policy(Action="sts:AssumeRole", Principal={"Service": "ec2.amazonaws.com"})
-            ),
-            opts=child,
-        )
-        statements: list[dict[str, Any]] = [
-            {"Action": "secretsmanager:GetSecretValue", "Resource": list(args.secret_arns)}
-        ]
-        if settings.kms_key_arn is not None:
-            statements.append({"Action": "kms:Decrypt", "Resource": settings.kms_key_arn})
-        policy = aws.iam.RolePolicy(
-            f"{name}-policy",
-            role=role.id,
-            policy=pulumi.Output.json_dumps(_policy(*statements)),
-            opts=child,
-        )
-        profile = aws.iam.InstanceProfile(f"{name}-profile", role=role.name, opts=child)
         instance = aws.ec2.Instance(
             f"{name}-instance",
             ami=args.ami,
@@ -67,7 +46,7 @@ class ProxyHost(pulumi.ComponentResource):
             primary_network_interface=aws.ec2.InstancePrimaryNetworkInterfaceArgs(
                 network_interface_id=args.interface_id
             ),
-            iam_instance_profile=profile.name,
+            iam_instance_profile=args.instance_profile,
             user_data=args.user_data,
             user_data_replace_on_change=True,
             metadata_options=aws.ec2.InstanceMetadataOptionsArgs(
@@ -79,7 +58,6 @@ class ProxyHost(pulumi.ComponentResource):
             tags={"Name": f"{name}-{settings.stack}"},
             opts=pulumi.ResourceOptions(
                 parent=self,
-                depends_on=[policy],
                 delete_before_replace=True,
                 # AWS could change the type of a stopped machine, but not to another architecture
                 replace_on_changes=["instanceType"],
@@ -89,16 +67,6 @@ class ProxyHost(pulumi.ComponentResource):
         )
         self.instance_id = instance.id
         self.register_outputs({"instance_id": self.instance_id})
-
-
-def _policy(*statements: dict[str, Any], **statement: Any) -> dict[str, Any]:
-    """An IAM policy that allows the statements."""
-    return {
-        "Version": "2012-10-17",
-        "Statement": [
-            {"Effect": "Allow", **s} for s in (*statements, *([statement] if statement else []))
-        ],
-    }
 
 
 def _architecture(instance_type: str, supported: Sequence[str]) -> str:

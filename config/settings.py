@@ -88,8 +88,7 @@ def _number(value: Any) -> Any:
     """The number that a text is: `pulumi config set --path` writes 0.05 as text."""
     if isinstance(value, str):
         with suppress(ValueError):
-            number = from_json(value)
-            return number if type(number) in (int, float) else value
+            return from_json(value)
     return value
 
 

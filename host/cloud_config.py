@@ -60,11 +60,10 @@ _UNITS: Final = "/etc/systemd/system"
 _SYNC_SOURCE: Final = Path(__file__).with_name("sync.py")
 
 
-def render(settings: Settings, region: str, secrets: tuple[str, str]) -> str:
+def render(settings: Settings, region: str, bundle_secret: str) -> str:
     """The cloud-config: deterministic, readable, and `SettingsError` if EC2 would not take it.
 
-    `secrets` are the names of token and bundle in `region`; a token of somebody else's is known by
-    the settings.
+    `bundle_secret` is a name in `region`; which secret holds the token, the bundle says.
     """
     package = SERVERS[settings.server]["package"]
     document = {
@@ -90,7 +89,7 @@ def render(settings: Settings, region: str, secrets: tuple[str, str]) -> str:
         document, sort_keys=False, default_flow_style=None, width=1000
     )
     text += "write_files:\n"
-    for path, content in _files(settings, region, *secrets).items():
+    for path, content in _files(settings, region, bundle_secret).items():
         # the least indentation that YAML allows, down to an item that begins on its second line:
         # user data has 16 KB
         block = textwrap.indent(content, "  ")
@@ -103,13 +102,10 @@ def render(settings: Settings, region: str, secrets: tuple[str, str]) -> str:
     return text
 
 
-def _files(
-    settings: Settings, region: str, token_secret: str, bundle_secret: str
-) -> dict[str, str]:
+def _files(settings: Settings, region: str, bundle_secret: str) -> dict[str, str]:
     """Every file of the VM: path → text."""
     sync_config = {
         "region": region,
-        "token_secret": settings.admin_token_secret_arn or token_secret,
         "bundle_secret": bundle_secret,
         **SYNC_COMMANDS[settings.server],
         "reload": ["systemctl", "reload-or-restart", PROXY_UNIT],

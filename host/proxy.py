@@ -63,10 +63,11 @@ templates.filters["regex"] = re.escape
 def upstream_url(endpoint: Endpoint, search_domain: str | None) -> str:
     """The upstream with the search domain appended to a host of a single label."""
     url = urlsplit(endpoint.upstream)
-    if search_domain is None or "." in endpoint.host:
+    host = endpoint.full_host(search_domain)
+    if host == endpoint.host:
         return endpoint.upstream
     port = "" if url.port is None else f":{url.port}"
-    return url._replace(netloc=f"{endpoint.host}.{search_domain}{port}").geturl()
+    return url._replace(netloc=f"{host}{port}").geturl()
 
 
 def render(settings: Settings, *, on_host: bool = True) -> str:
@@ -95,12 +96,17 @@ def render(settings: Settings, *, on_host: bool = True) -> str:
     )
 
 
-def bundle(settings: Settings) -> dict[str, Any]:
-    """The bundle less certificate and key: `configuration`, and the `endpoints` to probe.
+def bundle(settings: Settings, own_secret: str) -> dict[str, Any]:
+    """The bundle less certificate and key: `configuration`, the `endpoints` to probe, the `token`.
 
-    Raises `SettingsError` if it would not fit into one secret.
+    `token` names the secret that holds it, `own_secret` or somebody else's, and the key in its JSON
+    if the settings do. Raises `SettingsError` if it would not fit into one secret.
     """
     document = {
+        "token": {
+            "secret": settings.token_secret or own_secret,
+            **({"key": settings.token_key} if settings.token_key else {}),
+        },
         "configuration": render(settings),
         "endpoints": [
             {

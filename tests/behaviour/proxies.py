@@ -141,7 +141,7 @@ class Proxy:
         )
         root = self.folder / "root"
         with _RENDERING:
-            user_data = cloud_config.render(settings, "eu-central-1", ("token", "bundle"))
+            user_data = cloud_config.render(settings, "eu-central-1", "bundle")
         lay_out(user_data, root)
         state = root / "run/metrics-proxy"
         (state / "current").symlink_to("gen-1")

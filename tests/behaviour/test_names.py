@@ -153,7 +153,7 @@ class Proxy:
             has_token=True,
         )
         root = folder / "root"
-        user_data = cloud_config.render(settings, "eu-central-1", ("token", "bundle"))
+        user_data = cloud_config.render(settings, "eu-central-1", "bundle")
         lay_out(user_data, root)
         generation = root / "run/metrics-proxy/gen-1"
         generation.mkdir()

@@ -28,6 +28,18 @@ def user_data(cloud: Cloud) -> str:
     return str(reveal(cloud.only(INSTANCE)["userData"])[0])
 
 
+def ancestors(cloud: Cloud, name: str) -> set[str]:
+    """The names of all that a resource waits for."""
+    names = {urn: urn.rsplit("::", 1)[1] for urn in cloud.urns}
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        more = {names[urn] for urn in cloud.requests[waiting.pop()].dependencies if urn in names}
+        waiting += more - found
+        found |= more
+    return found
+
+
 def bundle(cloud: Cloud) -> dict[str, Any]:
     for inputs in cloud.all(VERSION):
         text, secret = reveal(inputs["secretString"])
@@ -76,7 +88,8 @@ def test_the_token_stays_a_secret_output(deploy: Deploy) -> None:
 
 def test_the_bundle_is_what_the_sync_reads(deploy: Deploy) -> None:
     document = bundle(deploy())
-    assert set(document) == {"certificate", "key", "configuration", "endpoints"}
+    assert set(document) == {"certificate", "key", "configuration", "endpoints", "token"}
+    assert document["token"] == {"secret": "metrics-proxy/dev/admin-token"}
     assert document["certificate"] == "LEAF"
     assert [e["name"] for e in document["endpoints"]] == ["api", "workers"]
 
@@ -99,7 +112,43 @@ def test_somebody_elses_secret_is_read_and_not_made(deploy: Deploy) -> None:
     assert [s["name"] for s in cloud.all(SECRET)] == ["metrics-proxy/dev/bundle"]
     [statement] = json.loads(cloud.only(POLICY)["policy"])["Statement"]
     assert statement["Resource"] == [ARN, "arn:secrets-bundle"]
-    assert ARN in user_data(cloud)
+    assert bundle(cloud)["token"] == {"secret": ARN}
+    assert cloud.outputs["tokenSecretArn"] == ARN
+
+
+def test_a_key_in_somebody_elses_secret_is_the_syncs_business_only(deploy: Deploy) -> None:
+    cloud = deploy(adminToken=None, adminTokenSecretArn=f"{ARN}:admin::")
+    [statement] = json.loads(cloud.only(POLICY)["policy"])["Statement"]
+    assert statement["Resource"] == [ARN, "arn:secrets-bundle"]
+    assert bundle(cloud)["token"] == {"secret": ARN, "key": "admin"}
+    assert cloud.outputs["tokenSecretArn"] == ARN
+
+
+@pytest.mark.parametrize("token", [{}, {"adminToken": None, "adminTokenSecretArn": ARN}])
+def test_the_bundle_names_a_secret_that_can_be_read_and_has_a_value(
+    deploy: Deploy, token: dict[str, Any]
+) -> None:
+    cloud = deploy(**token)
+    before = ancestors(cloud, "secrets-bundle-value")
+    assert "secrets-policy" in before
+    assert ("secrets-token-value" in before) == (not token)
+
+
+def test_the_machine_starts_when_it_may_read_its_secrets(deploy: Deploy) -> None:
+    assert {"secrets-policy", "secrets-profile"} <= ancestors(deploy(), "proxy-instance")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("adminTokenSecretArn", ARN.replace("eu-central-1", "eu-west-1")),
+        ("kmsKeyArn", "arn:aws:kms:eu-west-1:123456789012:key/abc"),
+    ],
+)
+def test_what_is_in_another_region_is_refused(deploy: Deploy, key: str, value: str) -> None:
+    own = {} if key == "kmsKeyArn" else {"adminToken": None}
+    with pytest.raises(pulumi.RunError, match=rf"^metrics-proxy:{key}: .* is in eu-west-1, and"):
+        deploy(**own, **{key: value})
 
 
 def test_the_machine_is_closed(deploy: Deploy) -> None:
@@ -142,10 +191,12 @@ def test_what_the_sync_brings_leaves_the_machine_alone(deploy: Deploy) -> None:
     after = deploy(
         endpoints=[{"name": "x", "path": "/x", "upstream": "http://other:80/x"}],
         prometheusCidrs=["10.99.0.0/24"],
-        adminToken="another-token",
+        adminToken=None,
+        adminTokenSecretArn=ARN,
     )
     assert user_data(before) == user_data(after)
     assert bundle(before)["configuration"] != bundle(after)["configuration"]
+    assert bundle(before)["token"] != bundle(after)["token"]
 
 
 @pytest.mark.parametrize("change", [{"port": 9447}, {"syncInterval": 30}])

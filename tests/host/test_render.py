@@ -20,7 +20,7 @@ from host.compact import compact
 from tests.certificates import self_signed
 
 Make = Callable[..., Settings]
-NAMES = ("metrics-proxy/dev/admin-token", "metrics-proxy/dev/bundle")
+TOKEN_SECRET, BUNDLE_SECRET = "metrics-proxy/dev/admin-token", "metrics-proxy/dev/bundle"
 REGION = "eu-central-1"
 UNITS = "/etc/systemd/system/"
 ENDPOINTS = [
@@ -235,19 +235,29 @@ def test_the_search_domain_is_appended_to_a_single_label(
     config: dict[str, object] = {"endpoints": [{"name": "a", "path": "/a", "upstream": upstream}]}
     if domain:
         config["searchDomain"] = domain
-    bundle = proxy.bundle(make(**config))
+    bundle = proxy.bundle(make(**config), TOKEN_SECRET)
     assert bundle["endpoints"] == [{"name": "a", "path": "/a", "upstream": url}]
     assert url in routes(bundle["configuration"]).values()
 
 
-def test_the_bundle_is_the_configuration_and_the_endpoints_to_probe(make: Make) -> None:
+def test_the_bundle_is_what_the_sync_needs_but_the_certificate(make: Make) -> None:
     settings = make()
-    assert proxy.bundle(settings) == {
+    assert proxy.bundle(settings, TOKEN_SECRET) == {
+        "token": {"secret": TOKEN_SECRET},
         "configuration": proxy.render(settings),
         "endpoints": [
             {"name": e.name, "path": e.path, "upstream": e.upstream} for e in settings.endpoints
         ],
     }
+
+
+@pytest.mark.parametrize(("suffix", "key"), [("", {}), (":admin::", {"key": "admin"})])
+def test_the_bundle_names_somebody_elses_secret_and_the_key_in_it(
+    make: Make, suffix: str, key: dict[str, str]
+) -> None:
+    arn = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:sba/token-a1b2c3"
+    bundle = proxy.bundle(make(adminTokenSecretArn=arn + suffix), TOKEN_SECRET)
+    assert bundle["token"] == {"secret": arn, **key}
 
 
 def test_a_bundle_that_no_secret_can_hold_is_refused(make: Make) -> None:
@@ -256,7 +266,7 @@ def test_a_bundle_that_no_secret_can_hold_is_refused(make: Make) -> None:
         for n in range(600)
     ]
     with pytest.raises(SettingsError) as caught:
-        proxy.bundle(make(endpoints=many))
+        proxy.bundle(make(endpoints=many), TOKEN_SECRET)
     [line] = str(caught.value).splitlines()
     assert line.startswith("metrics-proxy:endpoints: 600 endpoints and 2 prometheusCidrs ")
     assert "65,536" in line
@@ -269,7 +279,7 @@ def test_a_misspelt_template_variable_is_an_error() -> None:
 
 
 def user_data(settings: Settings) -> str:
-    return cloud_config.render(settings, REGION, NAMES)
+    return cloud_config.render(settings, REGION, BUNDLE_SECRET)
 
 
 def files(settings: Settings) -> dict[str, str]:
@@ -304,7 +314,13 @@ def test_the_user_data_holds_no_value_of_a_secret(make: Make) -> None:
 
 
 def test_the_user_data_does_not_depend_on_what_the_bundle_brings(make: Make) -> None:
-    changed = make(endpoints=ENDPOINTS, prometheusCidrs=["10.9.0.0/16"], searchDomain="a.internal")
+    arn = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:sba/token-a1b2c3"
+    changed = make(
+        endpoints=ENDPOINTS,
+        prometheusCidrs=["10.9.0.0/16"],
+        searchDomain="a.internal",
+        adminTokenSecretArn=arn,
+    )
     assert user_data(changed) == user_data(make())
 
 
@@ -319,21 +335,13 @@ def test_the_sync_is_told_where_its_secrets_are_and_how_to_test_and_reload(make:
     config = json.loads(files(make())["/etc/metrics-proxy/sync.json"])
     assert config == {
         "region": REGION,
-        "token_secret": NAMES[0],
-        "bundle_secret": NAMES[1],
+        "bundle_secret": BUNDLE_SECRET,
         **proxy.SYNC_COMMANDS["nginx"],
         "reload": ["systemctl", "reload-or-restart", "metrics-proxy.service"],
     }
     assert set(config) == {
-        *("region", "token_secret", "bundle_secret"),
-        *("test", "token_line", "no_token_line", "reload"),
+        *("region", "bundle_secret", "test", "token_line", "no_token_line", "reload"),
     }
-
-
-def test_the_sync_reads_somebody_elses_token_by_its_arn(make: Make) -> None:
-    arn = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:sba/token-a1b2c3"
-    config = json.loads(files(make(adminTokenSecretArn=arn))["/etc/metrics-proxy/sync.json"])
-    assert config["token_secret"] == arn
 
 
 def assignment(node: Any) -> Any:
@@ -541,9 +549,6 @@ def test_the_sync_may_reload_the_proxy_and_nothing_else(make: Make) -> None:
 
 @pytest.mark.parametrize("server", SERVERS)
 def test_the_longest_names_still_fit_into_user_data(make: Make, server: str) -> None:
-    arn = "arn:aws-us-gov:secretsmanager:us-gov-west-1:123456789012:secret:" + "x" * 120
-    settings = make(server=server, adminTokenSecretArn=arn, port=65535, syncInterval=3600)
-    stack = "s" * 36
-    secrets = (f"metrics-proxy/{stack}/admin-token", f"metrics-proxy/{stack}/bundle")
-    text = cloud_config.render(settings, "us-gov-west-1", secrets)
+    settings = make(server=server, port=65535, syncInterval=3600)
+    text = cloud_config.render(settings, "us-gov-west-1", f"metrics-proxy/{'s' * 36}/bundle")
     assert len(text.encode()) <= cloud_config.USER_DATA_MAX

@@ -91,7 +91,7 @@ class Machine:
             },
             has_token=True,
         )
-        self.bundle = proxy.bundle(settings)
+        self.bundle = proxy.bundle(settings, f"{folder.name}/token")
         self.bundle["certificate"], self.bundle["key"] = self_signed()
         reload = f'echo x >> {self.reloads}; exit "$(cat {self.reload_status})"'
         self._config.write_text(
