@@ -247,7 +247,7 @@ def _token_secret(value: str | None) -> str | None:
 
 Cidr = Annotated[str, AfterValidator(_cidr)]
 Cidrs = Annotated[tuple[Cidr, ...], AfterValidator(_not_empty), AfterValidator(_not_twice)]
-DnsName = Annotated[str, _matches(_HOSTNAME.pattern, "a DNS name in lower case")]
+_DNS_NAME = _matches(_HOSTNAME.pattern, "a DNS name in lower case")
 Server = Literal["nginx", "apache"]
 Number = BeforeValidator(_number)
 Count = Annotated[int, Field(ge=0), Number]
@@ -355,7 +355,8 @@ class Settings(_Model):
     admin_token_secret_arn: Annotated[str | None, AfterValidator(_token_secret)] = None
     endpoints: Annotated[tuple[Endpoint, ...], AfterValidator(_not_empty)] = DEFAULT_ENDPOINTS
     server: Server = "nginx"
-    server_name: DnsName = "prometheus-api.local"
+    # the certificate's common name, too, and that has at most 64 characters (RFC 5280)
+    server_name: Annotated[str, Field(max_length=64), _DNS_NAME] = "prometheus-api.local"
     port: Annotated[int, Field(ge=1024, le=65535), Number] = 9446
     instance_type: Annotated[
         str, _matches(r"[a-z][a-z0-9-]*\.[a-z0-9-]+", "an EC2 instance type")
@@ -367,7 +368,7 @@ class Settings(_Model):
         _matches(r"arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:key/[A-Za-z0-9-]+", "the ARN of a KMS key"),
     ] = None
     sync_interval: Annotated[int, Field(ge=1, le=3600), Number] = 60
-    search_domain: DnsName | None = None
+    search_domain: Annotated[str | None, _DNS_NAME] = None
     job: Annotated[
         str, _matches(r"[A-Za-z0-9_.:/-]{1,100}", "a job label"), AfterValidator(_job)
     ] = "sba-api"

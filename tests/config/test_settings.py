@@ -81,6 +81,7 @@ def endpoint(**changes: object) -> dict[str, object]:
         ({"port": True}, "port", "valid integer"),
         ({"server": "caddy"}, "server", "'nginx' or 'apache'"),
         ({"serverName": "Proxy.local"}, "serverName", "DNS name in lower case"),
+        ({"serverName": "a" * 60 + ".local"}, "serverName", "at most 64 characters"),
         ({"searchDomain": "not_a_name"}, "searchDomain", "DNS name"),
         ({"subnetId": "vpc-0123456789abcdef0"}, "subnetId", "a subnet id"),
         ({"amiId": "debian"}, "amiId", "an AMI id"),

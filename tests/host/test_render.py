@@ -14,7 +14,7 @@ import jinja2
 import pytest
 import yaml
 
-from config.settings import Settings, SettingsError
+from config.settings import URL_MAX, Endpoint, Settings, SettingsError
 from host import cloud_config, proxy
 from host.compact import compact
 from tests.certificates import self_signed
@@ -101,6 +101,22 @@ def test_the_server_accepts_the_configuration(
     make: Make, complaints_of: Complaints, server: str, config: dict[str, object], token: str
 ) -> None:
     assert complaints_of(server, proxy.render(make(server=server, **config)), token) == ""
+
+
+def test_nginx_holds_a_little_more_than_the_settings_accept(
+    make: Make, complaints_of: Complaints
+) -> None:
+    def complaint(length: int) -> str:
+        long = Endpoint.model_construct(
+            name="a", path="/" + "." * (length - 1), upstream="http://a/"
+        )
+        return complaints_of(
+            "nginx", proxy.render(make().model_copy(update={"endpoints": [long]})), ""
+        )
+
+    assert complaint(2035) == ""
+    assert "too long parameter" in complaint(2036)
+    assert 0.95 < URL_MAX / 2035 < 1
 
 
 @pytest.mark.parametrize("server", SERVERS)

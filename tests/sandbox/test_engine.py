@@ -79,6 +79,14 @@ def test_a_stack_lives_from_preview_to_destroy(
     engine.up()
     assert engine.outputs()["instanceId"] == machine
 
+    # the token is somebody else's from now on
+    theirs = account.client("secretsmanager").create_secret(Name="sba/token", SecretString="{}")
+    engine.configure({"adminToken": None, "adminTokenSecretArn": f"{theirs['ARN']}:admin::"})
+    changes = engine.up()
+    assert (changes.get("delete"), changes.get("update"), changes.get("replace")) == (2, 1, 1)
+    assert engine.outputs()["instanceId"] == machine
+    assert engine.outputs()["tokenSecretArn"] == theirs["ARN"]
+
     # a newer image is no reason for a new machine
     with monkeypatch.context() as patch:
         patch.setattr("components.image", lambda _: "ami-0aaaaaaaaaaaaaaa0")
@@ -99,15 +107,18 @@ def test_a_stack_lives_from_preview_to_destroy(
     [instance] = inventory(account)["instances"]
     assert instance["ImageId"] == "ami-0bbbbbbbbbbbbbbb1"
 
+    engine.configure({"adminTokenSecretArn": None})
+    engine.set_secret("adminToken", "engine-test-token")
     engine.destroy()
-    assert {k: v for k, v in inventory(account).items() if v} == {}
+    assert [secret["ARN"] for secret in inventory(account).pop("secrets")] == [theirs["ARN"]]
+    assert {k: v for k, v in inventory(account).items() if v and k != "secrets"} == {}
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("server", "caddy", 'metrics-proxy:server: "caddy" should be '),
-        ("colour", "red", 'metrics-proxy:colour: "red" is no setting'),
+        ("colour", "red", 'metrics-proxy:colour: "(hidden)" is no setting'),
         (
             "grafana",
             {"dashboard": "ops/grafana/missing.json"},
