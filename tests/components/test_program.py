@@ -12,6 +12,7 @@ import yaml
 from tests.components.cloud import Cloud, reveal
 from tests.components.conftest import TOKEN, Deploy, stack_file
 from tests.leaks import holds
+from tests.readme import settings_table
 
 INSTANCE = "aws:ec2/instance:Instance"
 INTERFACE = "aws:ec2/networkInterface:NetworkInterface"
@@ -199,11 +200,66 @@ def test_what_the_sync_brings_leaves_the_machine_alone(deploy: Deploy) -> None:
     assert bundle(before)["token"] != bundle(after)["token"]
 
 
-@pytest.mark.parametrize("change", [{"port": 9447}, {"syncInterval": 30}])
-def test_what_the_machine_is_made_of_is_in_its_user_data(
-    deploy: Deploy, change: dict[str, Any]
-) -> None:
-    assert user_data(deploy()) != user_data(deploy(**change))
+CHANGES: dict[str, dict[str, Any]] = {
+    "subnetId": {"subnetId": "subnet-0123456789abcdef1"},
+    "prometheusCidrs": {"prometheusCidrs": ["10.99.0.0/24"]},
+    "apiCidrs": {"apiCidrs": ["10.99.0.0/24"]},
+    "apiSecurityGroupId": {"apiCidrs": None, "apiSecurityGroupId": "sg-0123456789abcdef0"},
+    "adminToken": {"adminToken": "another-token"},
+    "adminTokenSecretArn": {"adminToken": None, "adminTokenSecretArn": ARN},
+    "endpoints": {"endpoints": [{"name": "x", "path": "/x", "upstream": "http://other:80/x"}]},
+    "server": {"server": "apache"},
+    "serverName": {"serverName": "proxy.example.com"},
+    "port": {"port": 9447},
+    "instanceType": {"instanceType": "t4g.small"},
+    "amiId": {"amiId": "ami-12345678"},
+    "privateIp": {"privateIp": "10.20.0.77"},
+    "kmsKeyArn": {"kmsKeyArn": "arn:aws:kms:eu-central-1:123456789012:key/abc"},
+    "syncInterval": {"syncInterval": 30},
+    "searchDomain": {"searchDomain": "example.com"},
+    "job": {"job": "api"},
+    "protect": {"protect": True},
+    "grafana.enabled": {"grafana": {"enabled": False}},
+    "grafana.folderTitle": {"grafana": {"folderTitle": "Other"}},
+    "grafana.datasourceUid": {"grafana": {"datasourceUid": "other"}},
+    "grafana.runbookUrl": {"grafana": {"runbookUrl": "https://wiki.example.com"}},
+    "grafana.dashboardUid": {"grafana": {"dashboardUid": "other"}},
+    "workers.errorRate": {"workers": {"errorRate": 0.5}},
+    "workers.queueDepth.warning": {"workers": {"queueDepth": {"warning": 1}}},
+    "workers.queueDepth.critical": {"workers": {"queueDepth": {"critical": 1000}}},
+    "workers.queues": {"workers": {"queues": {"email": {"warning": 1}}}},
+}
+
+
+def inputs(cloud: Cloud, *types: str) -> list[tuple[str, str]]:
+    """What was asked for, of resources of these types or of all."""
+    return sorted(
+        (r.name, json.dumps(r.inputs, sort_keys=True))
+        for r in cloud.resources
+        if r.typ in types or not types
+    )
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_the_readme_says_how_a_setting_applies(deploy: Deploy, key: str) -> None:
+    before, after = deploy(), deploy(**CHANGES[key])
+    address = inputs(before, INTERFACE) != inputs(after, INTERFACE)
+    found = []
+    if address or inputs(before, INSTANCE) != inputs(after, INSTANCE):
+        found.append("new machine")
+    elif inputs(before, VERSION) != inputs(after, VERSION):
+        found.append("sync")
+    if address or before.outputs["scrapeConfig"] != after.outputs["scrapeConfig"]:
+        found.append("Prometheus")
+    if not found:
+        changed = inputs(before) != inputs(after)
+        found = ["up"] if changed or before.requests != after.requests else []
+    assert ", ".join(found) == settings_table()[key].applies
+
+
+def test_every_setting_that_applies_is_tried() -> None:
+    untried = {key for key, row in settings_table().items() if row.applies} - set(CHANGES)
+    assert untried == {"grafana.dashboard"}, "a file"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from hypothesis import assume, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 from pulumi.runtime import MockCallArgs, MockResourceArgs, Mocks
+from pydantic import BaseModel
 
 from config import stack
 from config.settings import (
@@ -31,6 +32,7 @@ from config.settings import (
     check_token,
 )
 from tests.certificates import self_signed
+from tests.readme import settings_table
 
 ROOT = Path(__file__).resolve().parents[2]
 UNSET = object()
@@ -913,3 +915,25 @@ def test_credentials_in_a_malformed_upstream_are_not_shown(upstream: str) -> Non
     assert line.startswith("metrics-proxy:endpoints[0].upstream: ")
     assert "hu" not in line
     assert "sh@" not in line
+
+
+def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting that is no section, and its default."""
+    for field in model.model_fields.values():
+        name = f"{prefix}{field.alias}"
+        if isinstance(field.default, BaseModel):
+            yield from leaves(type(field.default), f"{name}.")
+        else:
+            yield name, "required" if field.is_required() else field.default
+
+
+def test_the_readme_has_every_setting_with_its_default() -> None:
+    rows = {key: row.default for key, row in settings_table().items()}
+    expected = {
+        key: str("" if default in (None, {}) else default) for key, default in leaves(Settings)
+    }
+    del expected["stack"]
+    expected |= {"endpoints": "the two above", "grafana.enabled": "true", "protect": "false"}
+    for one, other in (("apiCidrs", "apiSecurityGroupId"), ("adminToken", "adminTokenSecretArn")):
+        expected |= {one: f"or {other}", other: f"or {one}"}
+    assert rows == expected
