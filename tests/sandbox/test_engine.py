@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from config.settings import NAMESPACE
 from sandbox import aws
-from sandbox.engine import Engine, ProgramError
+from sandbox.engine import STACK, Engine, ProgramError
+from sandbox.tools import find
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +150,36 @@ def test_a_plain_token_is_refused(engine: Engine) -> None:
     finally:
         engine.config_file.write_text(before)
     assert "plain-token-value" not in str(refused.value)
+
+
+def test_what_pulumi_config_set_writes_is_a_setting_or_a_line(engine: Engine) -> None:
+    def put(key: str, value: str, *options: str) -> None:
+        command = [
+            find("pulumi"),
+            "config",
+            "set",
+            "--stack",
+            STACK,
+            "--path",
+            *options,
+            key,
+            value,
+        ]
+        environment = {**os.environ, **engine.environment}
+        subprocess.run(command, cwd=engine.project, env=environment, check=True)
+
+    before = engine.config_file.read_text()
+    try:
+        put("metrics-proxy:workers.errorRate", "0.05")
+        assert engine.config[f"{NAMESPACE}:workers"] == {"errorRate": "0.05"}
+        put("metrics-proxy:grafana.dashboardUid", "12345")
+        with pytest.raises(ProgramError) as refused:
+            engine.preview()
+        assert str(refused.value) == (
+            "metrics-proxy:grafana.dashboardUid: 12345 should be text: "
+            "write it in quotes, or set it with --type string"
+        )
+        put("metrics-proxy:grafana.dashboardUid", "12345", "--type", "string")
+        assert engine.preview()
+    finally:
+        engine.config_file.write_text(before)
