@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pulumi
-import pulumi_aws as aws
 
 import components as c
 from config import stack
@@ -13,16 +12,14 @@ from monitoring.scrape import scrape_config
 
 with stack.refusals():
     settings, token = stack.load()
-    region = aws.get_region().region
-    settings.check_region(region)
     own_secret, bundle_secret = c.secret_names(settings.stack)
     bundle = proxy.bundle(settings, own_secret)
-    ami = c.image(settings)
-    user_data = cloud_config.render(settings, region, bundle_secret)
+    place = c.ask(settings)
+    user_data = cloud_config.render(settings, place.region, bundle_secret)
     file = Path(__file__).parent / settings.grafana.dashboard
     dashboard = with_workers(load_dashboard(file), settings) if settings.grafana.enabled else None
 
-network = c.ProxyNetwork("network", c.ProxyNetworkArgs(settings=settings))
+network = c.ProxyNetwork("network", c.ProxyNetworkArgs(settings=settings, vpc_id=place.vpc_id))
 certificates = c.Certificates(
     "tls", c.CertificatesArgs(settings=settings, ip_address=network.private_ip)
 )
@@ -40,7 +37,7 @@ host = c.ProxyHost(
     "proxy",
     c.ProxyHostArgs(
         settings=settings,
-        ami=ami,
+        ami=place.ami,
         user_data=user_data,
         interface_id=network.interface_id,
         instance_profile=secrets.instance_profile,

@@ -2,7 +2,8 @@
 
 from components.certificates import Certificates, CertificatesArgs
 from components.monitoring import Monitoring, MonitoringArgs
-from components.proxy_host import ProxyHost, ProxyHostArgs, image
+from components.preflight import ask
+from components.proxy_host import ProxyHost, ProxyHostArgs
 from components.proxy_network import ProxyNetwork, ProxyNetworkArgs
 from components.proxy_secrets import ProxySecrets, ProxySecretsArgs, secret_names
 
@@ -17,6 +18,6 @@ __all__ = [
     "ProxyNetworkArgs",
     "ProxySecrets",
     "ProxySecretsArgs",
-    "image",
+    "ask",
     "secret_names",
 ]

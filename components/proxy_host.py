@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import pulumi
 import pulumi_aws as aws
 
 from config.settings import Settings
 
-DEBIAN: Final = "136693071363"
-"""Debian's AWS account (wiki.debian.org/Cloud/AmazonEC2Image)."""
-
-_ARCHITECTURES: Final = {"arm64": "arm64", "x86_64": "amd64"}
-"""AWS' name of an architecture → Debian's."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ProxyHostArgs:
     settings: Settings
     ami: str
-    """The machine's image, as `image` gives it."""
+    """The machine's image, as `preflight.ask` gives it."""
     user_data: str
     interface_id: pulumi.Input[str]
     instance_profile: pulumi.Input[str]
@@ -67,34 +59,3 @@ class ProxyHost(pulumi.ComponentResource):
         )
         self.instance_id = instance.id
         self.register_outputs({"instance_id": self.instance_id})
-
-
-def _architecture(instance_type: str, supported: Sequence[str]) -> str:
-    for name in supported:
-        if name in _ARCHITECTURES:
-            return name
-    raise pulumi.RunError(
-        f"metrics-proxy:instanceType: {instance_type} is {', '.join(supported)}; Debian 13 needs "
-        + " or ".join(_ARCHITECTURES)
-    )
-
-
-def image(settings: Settings) -> str:
-    """The image that the settings name, or the newest Debian 13 of the type's architecture.
-
-    Asked before any resource is registered, because it may refuse the type.
-    """
-    if settings.ami_id is not None:
-        return settings.ami_id
-    answer = aws.ec2.get_instance_type(instance_type=settings.instance_type)
-    architecture = _architecture(settings.instance_type, answer.supported_architectures)
-    return aws.ec2.get_ami(
-        owners=[DEBIAN],
-        most_recent=True,
-        filters=[
-            aws.ec2.GetAmiFilterArgs(
-                name="name", values=[f"debian-13-{_ARCHITECTURES[architecture]}-*"]
-            ),
-            aws.ec2.GetAmiFilterArgs(name="architecture", values=[architecture]),
-        ],
-    ).id

@@ -45,6 +45,9 @@ URL_MAX: Final = 2_000
 """Longest path or upstream in characters. nginx reads at most 4,096 bytes of a parameter, and each
 character of a path may need a backslash there: 2,035 are served and 2,036 refused (measured)."""
 
+RULES_MAX: Final = 60
+"""Rules of a security group in one direction (AWS' quota, unless an account has a higher one)."""
+
 _T = TypeVar("_T")
 _B64TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 _LOOPBACK = re.compile(r"127\.[\d.]+|(.+\.)?localhost")
@@ -387,6 +390,15 @@ class Settings(_Model):
                 if value in seen:
                     raise ValueError(f"endpoints: the {attribute} {value!r} is used twice")
                 seen.add(value)
+        ports = {endpoint.port for endpoint in self.endpoints}
+        for names, rules in (
+            ("prometheusCidrs", len(self.prometheus_cidrs)),
+            ("endpoints and apiCidrs", 1 + len(ports) * len(self.api_cidrs or [""])),
+        ):
+            if rules > RULES_MAX:
+                raise ValueError(
+                    f"{names}: would need {rules} rules, and a security group has {RULES_MAX}"
+                )
         authorities: dict[str, str | None] = {}
         for endpoint in self.endpoints:
             server = urlsplit(endpoint.upstream)
@@ -433,7 +445,7 @@ class Settings(_Model):
         """Raise `SettingsError` where a setting names what the stack's region does not have."""
         arns = {"adminTokenSecretArn": self.admin_token_secret_arn, "kmsKeyArn": self.kms_key_arn}
         problems = [
-            _line(key, arn, f"is in {arn.split(':')[3]}, and the stack in {region}")
+            one_line(key, arn, f"is in {arn.split(':')[3]}, and the stack in {region}")
             for key, arn in arns.items()
             if arn is not None and arn.split(":")[3] != region
         ]
@@ -461,11 +473,11 @@ class Settings(_Model):
             if field is None:
                 near = difflib.get_close_matches(key, [*_FIELDS, "adminToken"], n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
-                problems.append(_line(key, HIDDEN, f"is no setting{hint}"))
+                problems.append(one_line(key, HIDDEN, f"is no setting{hint}"))
             else:
                 values[key] = _read(text, plain=field)
         if has_token == ("adminTokenSecretArn" in values):
-            problems.append(_line(*_one_of_line("adminToken", "adminTokenSecretArn", has_token)))
+            problems.append(one_line(*_one_of_line("adminToken", "adminTokenSecretArn", has_token)))
         try:
             # JSON mode: arrays are tuples there, and everything else stays strict
             settings = cls.model_validate_json(json.dumps(values))
@@ -525,7 +537,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _line(key: str, value: object, problem: str) -> str:
+def one_line(key: str, value: object, problem: str) -> str:
     shown = "" if value is None else _shown(value)
     line = " ".join(filter(None, [f"{NAMESPACE}:{key}:", shown, problem]))
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
@@ -553,11 +565,11 @@ def _describe(error: ErrorDetails, secret: Container[str]) -> str:
     if encrypted and error["type"] == "value_error":
         text = "is refused; why is not shown, because it is stored as a secret"
     if not error["loc"] or error["type"] == "missing":
-        return _line(key, None, text)
+        return one_line(key, None, text)
     hidden = (
         encrypted
         or error["type"] == "extra_forbidden"
         or (error["type"] in _STRUCTURES and isinstance(error["input"], str))
         or isinstance(error.get("ctx", {}).get("error"), _HiddenError)
     )
-    return _line(key, HIDDEN if hidden else error["input"], text)
+    return one_line(key, HIDDEN if hidden else error["input"], text)

@@ -297,6 +297,30 @@ def test_what_another_region_holds_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("most", "more", "names"),
+    [
+        (
+            {"prometheusCidrs": [f"10.1.{n}.0/24" for n in range(60)]},
+            {"prometheusCidrs": [f"10.1.{n}.0/24" for n in range(61)]},
+            "prometheusCidrs",
+        ),
+        (
+            {"apiCidrs": [f"10.1.{n}.0/24" for n in range(29)], "endpoints": [API, JOBS]},
+            {"apiCidrs": [f"10.1.{n}.0/24" for n in range(30)], "endpoints": [API, JOBS]},
+            "endpoints and apiCidrs",
+        ),
+    ],
+)
+def test_more_rules_than_a_security_group_has_are_refused(
+    most: dict[str, Any], more: dict[str, Any], names: str
+) -> None:
+    assert parse(**most)
+    assert refusal(**more) == (
+        f"metrics-proxy:{names}: would need 61 rules, and a security group has 60"
+    )
+
+
+@pytest.mark.parametrize(
     ("upstream", "settings"),
     [
         ("http://localhost:9446/metrics", {}),

@@ -93,7 +93,7 @@ def test_a_stack_lives_from_preview_to_destroy(
 
     # a newer image is no reason for a new machine
     with monkeypatch.context() as patch:
-        patch.setattr("components.image", lambda _: "ami-0aaaaaaaaaaaaaaa0")
+        patch.setattr("components.preflight.newest_debian", lambda _: "ami-0aaaaaaaaaaaaaaa0")
         assert set(engine.preview()) == {"same"}
 
     # what the machine is made of: a new machine at the same address
