@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,8 +68,11 @@ def ask(settings: Settings) -> Place:
 
 
 def _words(error: Exception) -> str:
-    """What went wrong, in one line: providers speak in several."""
-    return " ".join(str(error).split())
+    """What a provider says, in one line and without the names of who passed it on."""
+    said = " ".join(str(error).split())
+    return re.sub(
+        r"^((invoke of|invocation of|invoking) \S+ (failed: |returned an error: )?)+", "", said
+    )
 
 
 @contextmanager

@@ -123,6 +123,7 @@ def test_a_stack_lives_from_preview_to_destroy(
     [
         ("server", "caddy", 'metrics-proxy:server: "caddy" should be '),
         ("colour", "red", 'metrics-proxy:colour: "(hidden)" is no setting'),
+        ("subnetId", "subnet-00000000", 'metrics-proxy:subnetId: "subnet-00000000" is not found: '),
         (
             "grafana",
             {"dashboard": "ops/grafana/missing.json"},
@@ -131,12 +132,13 @@ def test_a_stack_lives_from_preview_to_destroy(
     ],
 )
 def test_a_refusal_is_one_line(engine: Engine, key: str, value: Any, message: str) -> None:
+    before = engine.config_file.read_text()
     engine.configure({key: value})
     try:
         with pytest.raises(ProgramError) as refused:
             engine.preview()
     finally:
-        engine.configure({key: None})
+        engine.config_file.write_text(before)
     assert str(refused.value).startswith(message)
     assert "\n" not in str(refused.value)
 
