@@ -37,7 +37,15 @@ def routes(**route: str) -> dict[str, Any]:
 
 
 PUBLIC = routes(cidrBlock="0.0.0.0/0", gatewayId="igw-1")
-OWN_TABLE = says(ids=["rtb-own"])
+
+
+def both_tables(asked: dict[str, Any]) -> dict[str, Any]:
+    return {"ids": ["main" if "main" in asked["filters"][0]["name"] else "own"]}
+
+
+def public(table: str) -> Any:
+    """That table has a route to a gateway."""
+    return lambda asked: (PUBLIC if asked["routeTableId"] == table else routes())(asked)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +63,7 @@ OWN_TABLE = says(ids=["rtb-own"])
         ),
         (
             {},
-            {"getRouteTables": OWN_TABLE, "getRouteTable": PUBLIC},
+            {"getRouteTables": both_tables, "getRouteTable": public("own")},
             f'subnetId: "{SUBNET}" is a public subnet, in which the machine has no route out',
         ),
         (
@@ -163,6 +171,7 @@ def test_a_question_that_may_not_be_asked_is_one_line(deploy: Deploy, question: 
         # only one network outside goes to the gateway, and a subnet without any table has no route
         ({}, {"getRouteTable": routes(cidrBlock="198.51.100.0/24", gatewayId="igw-1")}),
         ({}, {"getRouteTables": says(ids=[])}),
+        ({}, {"getRouteTables": both_tables, "getRouteTable": public("main")}),
     ],
 )
 def test_what_is_there_is_accepted(

@@ -108,7 +108,7 @@ class Machine:
         self.names = {s: f"{folder.name}/{s}" for s in ("token", "bundle")}
         for name in self.names.values():
             self.secrets.create_secret(Name=name)
-        self.put(token="first-token", **self.bundle)
+        self.put(token="first-token", key=self.bundle["key"])
 
     def put(self, token: str | bytes | None = None, **bundle: Any) -> None:
         """New versions of the secrets."""
