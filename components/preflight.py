@@ -89,10 +89,9 @@ def _about(key: str, value: str) -> Iterator[None]:
 def _is_public(subnet: aws.ec2.GetSubnetResult) -> bool:
     """Whether its default route goes to an internet gateway. An interface of our own gets no public
     address, so nothing would come back from there."""
-    own = {"name": "association.subnet-id", "values": [subnet.id]}
-    main = {"name": "association.main", "values": ["true"]}
-    for which in (own, main):
-        filters = [aws.ec2.GetRouteTablesFilterArgs(**which)]
+    # the subnet's own table, else the main one of the VPC
+    for name, value in (("association.subnet-id", subnet.id), ("association.main", "true")):
+        filters = [aws.ec2.GetRouteTablesFilterArgs(name=name, values=[value])]
         if ids := aws.ec2.get_route_tables(vpc_id=subnet.vpc_id, filters=filters).ids:
             routes = aws.ec2.get_route_table(route_table_id=ids[0]).routes
             return any(

@@ -32,7 +32,7 @@ def fails(text: str) -> Any:
     return answer
 
 
-def routes(**route: str) -> dict[str, Any]:
+def routes(**route: str) -> Any:
     return says(routes=[{"cidrBlock": "10.20.0.0/16", "gatewayId": "local"}, route])
 
 
