@@ -46,6 +46,9 @@ def ask(settings: Settings) -> Place:
             f"aws: set aws:region and log in (AWS_PROFILE, ...): {_words(error)}"
         ) from None
     settings.check_region(region)
+    if settings.token_secret is not None:
+        with _about("adminTokenSecretArn", settings.token_secret):
+            _check_secret(settings.token_secret)
     with _about("subnetId", settings.subnet_id):
         subnet = aws.ec2.get_subnet(id=settings.subnet_id)
         if _is_public(subnet):
@@ -84,6 +87,18 @@ def _about(key: str, value: str) -> Iterator[None]:
         raise SettingsError(one_line(key, value, str(error))) from None
     except Exception as error:
         raise SettingsError(one_line(key, value, f"is not found: {_words(error)}")) from None
+
+
+def _check_secret(arn: str) -> None:
+    """A name that ends like `-secret` looks like a whole ARN, but the role's policy needs that."""
+    try:
+        found = aws.secretsmanager.get_secret(arn=arn).arn
+    except Exception as error:
+        if "AccessDenied" in str(error):
+            return  # it is somebody else's: the machine has to read it, not who deploys
+        raise
+    if found != arn:
+        raise ValueError(f"is only a part of an ARN, which is {found}")
 
 
 def _is_public(subnet: aws.ec2.GetSubnetResult) -> bool:

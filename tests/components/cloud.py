@@ -67,6 +67,7 @@ ANSWERS: Answers = {
     },
     "getInstanceTypeOfferings": lambda asked: {"instanceTypes": asked["filters"][0]["values"]},
     "getAmi": lambda _: {"id": "ami-debian13", "architecture": "arm64"},
+    "getSecret": lambda asked: {"arn": asked["arn"]},
     "getSecurityGroup": lambda _: {"vpcId": "vpc-1"},
     "getNetworkInterfaces": lambda _: {"ids": []},
 }

@@ -17,6 +17,8 @@ from tests.components.conftest import BASE, Deploy
 AMI, GROUP = "ami-0123456789abcdef0", "sg-0123456789abcdef0"
 SUBNET = BASE["subnetId"]
 BY_GROUP = {"apiCidrs": None, "apiSecurityGroupId": GROUP}
+PART = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:sba-secret"
+THEIRS = {"adminToken": None, "adminTokenSecretArn": f"{PART}:admin::"}
 
 
 def says(**answer: Any) -> Any:
@@ -51,6 +53,16 @@ def public(table: str) -> Any:
 @pytest.mark.parametrize(
     ("settings", "answers", "line"),
     [
+        (
+            THEIRS,
+            {"getSecret": says(arn=f"{PART}-a1b2c3")},
+            f'adminTokenSecretArn: "{PART}" is only a part of an ARN, which is {PART}-a1b2c3',
+        ),
+        (
+            THEIRS,
+            {"getSecret": fails("ResourceNotFoundException")},
+            f'adminTokenSecretArn: "{PART}" is not found: ResourceNotFoundException',
+        ),
         (
             {},
             {"getSubnet": fails("no matching subnet:\n\t* found")},
@@ -145,7 +157,7 @@ def test_without_region_or_credentials_one_line_says_what_to_do(
     )
 
 
-@pytest.mark.parametrize("question", sorted(ANSWERS))
+@pytest.mark.parametrize("question", sorted(set(ANSWERS) - {"getSecret"}))
 def test_a_question_that_may_not_be_asked_is_one_line(deploy: Deploy, question: str) -> None:
     settings = {**BY_GROUP, "privateIp": "10.20.0.7"}
     with pytest.raises(pulumi.RunError, match="AccessDenied: .* not authorized") as refused:
@@ -168,6 +180,8 @@ def test_a_question_that_may_not_be_asked_is_one_line(deploy: Deploy, question: 
         ({"privateIp": "10.20.0.254"}, {}),
         ({"amiId": AMI}, {"getAmi": says(id=AMI, architecture="arm64")}),
         (BY_GROUP, {}),
+        (THEIRS, {}),
+        (THEIRS, {"getSecret": fails("AccessDeniedException: not authorized to DescribeSecret")}),
         # only one network outside goes to the gateway, and a subnet without any table has no route
         ({}, {"getRouteTable": routes(cidrBlock="198.51.100.0/24", gatewayId="igw-1")}),
         ({}, {"getRouteTables": says(ids=[])}),

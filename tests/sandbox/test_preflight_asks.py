@@ -69,7 +69,8 @@ def refusal(account: aws.Account, engine: None, monkeypatch: pytest.MonkeyPatch)
         texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in config.items()}
         pulumi.runtime.set_mocks(Invokes(), project="metrics-proxy", stack="dev")
         try:
-            place = ask(Settings.parse("dev", texts, has_token=True))
+            own = "adminTokenSecretArn" not in texts
+            place = ask(Settings.parse("dev", texts, has_token=own))
         except SettingsError as error:
             return str(error)
         assert (place.region, place.vpc_id) == (account.region, account.vpc_id)
@@ -96,6 +97,18 @@ def test_what_the_account_does_not_have_is_refused(
 ) -> None:
     pattern = rf"metrics-proxy:{next(iter(changes))}: {line}.*"
     assert re.fullmatch(pattern, refusal(**changes))
+
+
+def test_a_part_of_an_arn_that_looks_whole_is_refused(
+    account: aws.Account, refusal: Refusal
+) -> None:
+    client = account.client("secretsmanager")
+    arn = client.create_secret(Name="sba/my-secret", SecretString="{}")["ARN"]
+    assert refusal(adminTokenSecretArn=f"{arn}:admin::") == ""
+    line = refusal(adminTokenSecretArn=arn[:-7])
+    assert line.startswith("metrics-proxy:adminTokenSecretArn: ")
+    assert line.endswith(f"is only a part of an ARN, which is {arn}")
+    assert "ResourceNotFoundException" in refusal(adminTokenSecretArn=arn[:-6] + "000000")
 
 
 def test_what_the_account_has_is_accepted(refusal: Refusal) -> None:

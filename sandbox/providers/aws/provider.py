@@ -60,6 +60,7 @@ class Aws(base.Provider):
             "aws:index/getCallerIdentity:getCallerIdentity": (set(), self.get_caller_identity),
             "aws:index/getPartition:getPartition": (set(), self.get_partition),
             "aws:index/getRegion:getRegion": (set(), self.get_region),
+            "aws:secretsmanager/getSecret:getSecret": ({"arn"}, self.get_secret),
         }
 
     def get_region(self, arguments: Values) -> Values:
@@ -77,6 +78,12 @@ class Aws(base.Provider):
         who = self.session.identity
         account = {"id": who["Account"], "accountId": who["Account"]}
         return {**arguments, **account, "arn": who["Arn"], "userId": who["UserId"]}
+
+    def get_secret(self, arguments: Values) -> Values:
+        """aws.secretsmanager.get_secret, by ARN, of which AWS takes a part for the whole."""
+        client = self.session.client("secretsmanager")
+        found = client.describe_secret(SecretId=arguments["arn"])
+        return {"id": found["ARN"], "arn": found["ARN"], "name": found["Name"]}
 
     def get_subnet(self, arguments: Values) -> Values:
         """aws.ec2.get_subnet, by id."""
