@@ -15,7 +15,8 @@ with stack.refusals():
     own_secret, bundle_secret = c.secret_names(settings.stack)
     bundle = proxy.bundle(settings, own_secret)
     place = c.ask(settings)
-    user_data = cloud_config.render(settings, place.region, bundle_secret)
+    told = (settings, place.region, bundle_secret)
+    user_data = cloud_config.render(*told)
     file = Path(__file__).parent / settings.grafana.dashboard
     dashboard = with_workers(load_dashboard(file), settings) if settings.grafana.enabled else None
 
@@ -54,6 +55,7 @@ pulumi.export("privateIp", network.private_ip)
 pulumi.export("caCertificate", certificates.ca_certificate)
 pulumi.export("scrapeConfig", network.private_ip.apply(lambda ip: scrape_config(settings, ip)))
 pulumi.export("proxyConfiguration", bundle["configuration"])
+pulumi.export("userData", cloud_config.described(*told))
 pulumi.export("tokenSecretArn", secrets.token_secret_arn)
 pulumi.export("bundleSecretArn", secrets.bundle_secret_arn)
 pulumi.export("instanceId", host.instance_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 
 import pulumi
@@ -15,7 +16,8 @@ class ProxyHostArgs:
     settings: Settings
     ami: str
     """The machine's image, as `preflight.ask` gives it."""
-    user_data: str
+    user_data: bytes
+    """Compressed; shown to people by an output of the program."""
     interface_id: pulumi.Input[str]
     instance_profile: pulumi.Input[str]
     """The name of the profile whose role may read the two secrets."""
@@ -39,7 +41,8 @@ class ProxyHost(pulumi.ComponentResource):
                 network_interface_id=args.interface_id
             ),
             iam_instance_profile=args.instance_profile,
-            user_data=args.user_data,
+            # secret only to keep a page of base64 out of every preview
+            user_data_base64=pulumi.Output.secret(base64.b64encode(args.user_data).decode()),
             user_data_replace_on_change=True,
             metadata_options=aws.ec2.InstanceMetadataOptionsArgs(
                 http_endpoint="enabled", http_tokens="required", http_put_response_hop_limit=1

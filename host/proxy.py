@@ -35,17 +35,28 @@ second; whoever asks more often gets a 429. nginx only: Apache has no limits per
 
 SYNC_COMMANDS: Final[dict[str, dict[str, Any]]] = {
     "nginx": {
-        "test": [NGINX, "-t", "-q", "-p", "{scratch}/", "-c", "{generation}/proxy.conf"],
+        "test": [NGINX, "-t", "-q", "-p", "{scratch}/server/", "-c", "{generation}/proxy.conf"],
+        "trial": [
+            *(NGINX, "-p", "{scratch}/server/", "-c", "{generation}/trial.conf"),
+            *("-g", "daemon off;"),
+        ],
         "token_line": 'proxy_set_header Authorization "Bearer {token}";\n',
         "no_token_line": "return 503;\n",
+        "generation_line": "add_header Metrics-Proxy-Generation {generation};\n",
     },
     "apache": {
         "test": [APACHE, "-t", "-d", "{generation}", "-f", "proxy.conf"],
+        "trial": [
+            *(APACHE, "-D", "FOREGROUND", "-d", "{generation}", "-f", "trial.conf"),
+            *("-c", "PidFile {scratch}/apache.pid"),
+        ],
         "token_line": 'RequestHeader set Authorization "Bearer {token}"\n',
         "no_token_line": 'RewriteRule "^" "-" [R=503]\n',
+        "generation_line": "Header set Metrics-Proxy-Generation {generation}\n",
     },
 }
-"""What the sync has to know of a server: its config test, and its include with or without token."""
+"""What the sync has to know of a server: its config test, how it serves for a trial, and the lines
+of its includes: with and without token, and the header by which it says what it serves."""
 
 HEADER: Final = "Rendered by the Pulumi program metrics-proxy."
 

@@ -36,10 +36,6 @@ _HERE: Final = Path(__file__).parent
 _OPS: Final = _HERE.parents[1] / "ops/proxy"
 
 
-_RENDERING: Final = threading.Lock()
-"""It parses the sync, which Python 3.11 cannot do in two threads at once (`ast.parse`)."""
-
-
 class StartError(Exception):
     """The server ended at once; its own words."""
 
@@ -140,8 +136,7 @@ class Proxy:
             has_token=True,
         )
         root = self.folder / "root"
-        with _RENDERING:
-            user_data = cloud_config.render(settings, "eu-central-1", "bundle")
+        user_data = cloud_config.render(settings, "eu-central-1", "bundle")
         lay_out(user_data, root)
         state = root / "run/metrics-proxy"
         (state / "current").symlink_to("gen-1")
@@ -210,6 +205,7 @@ class Proxy:
         certificate, key = self_signed(SERVER_NAME)
         files |= {"certificate.pem": certificate, "key.pem": key}
         files["proxy.conf"] = self._edit(configuration)
+        files["generation.conf"] = ""  # what the sync says of itself
         if self._include:
             commands = proxy.SYNC_COMMANDS[self.server]
             line = commands["token_line"] if self._token else commands["no_token_line"]

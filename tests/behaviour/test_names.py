@@ -160,7 +160,7 @@ class Proxy:
         (generation.parent / "current").symlink_to("gen-1")
         self._ca, key = self_signed("proxy")
         token = proxy.SYNC_COMMANDS[server]["token_line"].replace("{token}", "token")
-        files = {"proxy.conf": proxy.render(settings), "token.conf": token}
+        files = {"proxy.conf": proxy.render(settings), "token.conf": token, "generation.conf": ""}
         for name, text in (files | {"certificate.pem": self._ca, "key.pem": key}).items():
             (generation / name).write_text(text)
         log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 from typing import Any
 
@@ -26,7 +28,11 @@ ARN = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:sba/token-a1b2c3"
 
 
 def user_data(cloud: Cloud) -> str:
-    return str(reveal(cloud.only(INSTANCE)["userData"])[0])
+    text, secret = reveal(cloud.only(INSTANCE)["userDataBase64"])
+    assert secret, "a page of base64 is no news to who reads a preview"
+    data = base64.b64decode(text)
+    assert len(data) <= 16_384
+    return gzip.decompress(data).decode()
 
 
 def ancestors(cloud: Cloud, name: str) -> set[str]:
@@ -329,11 +335,15 @@ def test_the_outputs(deploy: Deploy) -> None:
     assert [job["job_name"] for job in jobs] == ["api", "sba-proxy"]
     targets = [t for job in jobs for c in job["static_configs"] for t in c["targets"]]
     assert set(targets) == {"10.20.0.10:9447"}
+    text = user_data(cloud)
+    assert cloud.outputs["userData"].startswith("# host/user-data/nginx.gz sha256 ")
+    assert text.endswith(cloud.outputs["userData"].partition("\n")[2])
     assert cloud.outputs == {
         "proxyUrl": "https://10.20.0.10:9447",
         "privateIp": "10.20.0.10",
         "caCertificate": "CA",
         "scrapeConfig": cloud.outputs["scrapeConfig"],
+        "userData": cloud.outputs["userData"],
         "proxyConfiguration": bundle(cloud)["configuration"],
         "tokenSecretArn": "arn:secrets-token",
         "bundleSecretArn": "arn:secrets-bundle",
@@ -368,5 +378,4 @@ def test_a_missing_dashboard_is_refused(deploy: Deploy) -> None:
 def test_user_data_is_a_cloud_config(deploy: Deploy) -> None:
     text = user_data(deploy())
     assert text.startswith("#cloud-config\n")
-    assert len(text.encode()) <= 16_384
     assert "apt-get -qy install nginx " in yaml.safe_load(text)["runcmd"][0]
