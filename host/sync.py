@@ -88,7 +88,7 @@ class Report:
             hidden = {i + j for i in found for j in range(size)}
             text = "".join("\0" if i in hidden else c for i, c in enumerate(text))
         text = " ".join(re.sub("\0+", "***", text).split())
-        return "".join(c if c.isprintable() else "?" for c in text)
+        return re.sub("[^ -~]+", "?", text)
 
     def say(self, line: str) -> None:
         print(self.masked(line), file=sys.stderr, flush=True)
@@ -436,7 +436,9 @@ def served(port: int, generation: Generation, path: str = OWN_PATH) -> int:
     """The status of a document of a server on this machine, if that serves the generation.
 
     Who it is and the document are asked over one connection, and so of one worker. Raises OSError
-    or HTTPException. Of the API's documents only the head counts, as where the API itself is asked.
+    or HTTPException; ConnectionRefusedError where it may not be there yet: it starts, or reloads,
+    when for a moment both generations answer. Of the API's documents only the head counts, as
+    where the API itself is asked.
     """
     context = ssl.create_default_context()
     context.check_hostname = False
@@ -447,14 +449,14 @@ def served(port: int, generation: Generation, path: str = OWN_PATH) -> int:
         context.wrap_socket(plain) as server.sock,
     ):
         if server.sock.getpeercert(binary_form=True) != generation.shown:
-            raise OSError(0, "another certificate")
+            raise ConnectionRefusedError(0, "another certificate")
         server.request("GET", OWN_PATH, headers={"Accept": ACCEPT})
         own = server.getresponse()
         own.read()
         if own.status != 200:
             raise OSError(0, f"{OWN_PATH} answers {own.status}")
         if own.headers["Metrics-Proxy-Generation"] != generation.name:
-            raise OSError(0, "another generation")
+            raise ConnectionRefusedError(0, "another generation")
         if path == OWN_PATH:
             return own.status
         server.request("GET", path, headers={"Accept": ACCEPT})
@@ -710,13 +712,14 @@ class Sync:
         deadline = time.monotonic() + SERVE_SECONDS
 
         def ask(path: str) -> str:
+            soon = time.monotonic() + 1
             while True:
                 try:
                     status = served(port, generation, path)
                     return "" if status // 100 == 2 else f"answers {status}"
                 except (OSError, HTTPException) as error:
-                    # it starts; or it reloads, when for a moment both generations answer
-                    if not alive() or time.monotonic() > deadline:
+                    yet = isinstance(error, ConnectionRefusedError)
+                    if not alive() or time.monotonic() > (deadline if yet else soon):
                         return words(error)
                 time.sleep(0.05)
 
