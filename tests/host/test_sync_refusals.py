@@ -281,7 +281,7 @@ def test_a_full_run_folder_is_left_as_it_is_and_heals(machine: Machine) -> None:
             lines.append(line)
         return "".join(lines)
 
-    sync = f'cd {machine.root}; {" ".join(machine.sync_command)}; cd "$RUNTIME_DIRECTORY"'
+    sync = f'cd {machine.root}; {" ".join(machine.sync_command)} 2>&1; cd "$RUNTIME_DIRECTORY"'
     try:
         run('mount -t tmpfs -o size=256k sync "$RUNTIME_DIRECTORY"')
         assert "first-token" in run(f"{sync}; cat current/token.conf")
