@@ -195,6 +195,7 @@ Cidrs = Annotated[tuple[Cidr, ...], AfterValidator(_not_empty)]
 DnsName = Annotated[str, _matches(_HOSTNAME.pattern, "a DNS name in lower case")]
 Server = Literal["nginx", "apache"]
 Count = Annotated[int, Field(ge=0)]
+GrafanaUid = Annotated[str, _matches(r"[A-Za-z0-9_-]{1,40}", "a Grafana uid")]
 
 
 class _Model(BaseModel):
@@ -258,11 +259,31 @@ class Grafana(_Model):
 
     enabled: bool = True
     folder_title: Annotated[str, Field(min_length=1, max_length=189)] = "SBA"
-    datasource_uid: Annotated[str, _matches(r"[A-Za-z0-9_-]{1,40}", "a Grafana uid")] = "prometheus"
+    folder_uid: GrafanaUid | None = None
+    """A folder that is there and stays somebody else's, in place of one with `folder_title`."""
+    adopt_folder: bool = False
+    """The stack's own folder is there already: it becomes the stack's, as `pulumi import` does."""
+    overwrite_dashboard: bool = False
+    """A dashboard with this uid is there already: this one takes its place."""
+    datasource_uid: Annotated[
+        str,
+        _matches(r"[A-Za-z0-9_-]{1,40}|\$\{\w+\}", "a Grafana uid or a variable such as ${name}"),
+    ] = "prometheus"
+    """Of the panels; a variable is one of the dashboard's."""
     contact_point: Annotated[str | None, AfterValidator(_not_yet)] = None
     runbook_url: Annotated[str | None, _matches(r"https?://[^\s\"'<>]+", "an http(s) URL")] = None
     dashboard: Annotated[str, Field(min_length=1)] = "ops/grafana/dashboard-sba.json"
-    dashboard_uid: Annotated[str | None, _matches(r"[A-Za-z0-9_-]{1,40}", "a Grafana uid")] = None
+    dashboard_uid: GrafanaUid | None = None
+
+    @model_validator(mode="after")
+    def _one_folder(self) -> Self:
+        given = self.model_fields_set
+        if self.folder_uid is not None and given & {"folder_title", "adopt_folder"}:
+            raise ValueError(
+                "folderUid names somebody else's folder; folderTitle and adoptFolder are for the "
+                "stack's own"
+            )
+        return self
 
 
 DEFAULT_ENDPOINTS: Final = (
@@ -340,6 +361,11 @@ class Settings(_Model):
             ):
                 raise ValueError(f"endpoints: {server.netloc} is given two different CAs")
         return self
+
+    @property
+    def proxy_job(self) -> str:
+        """The Prometheus job of `/metrics/proxy`: `sba-proxy` beside `sba-api`."""
+        return f"{self.job.removesuffix('-api')}-proxy"
 
     @property
     def own_token(self) -> bool:
