@@ -119,12 +119,19 @@ def stat(panel: Json) -> Json:
     )
 
 
-def table(panel: Json) -> Json:
-    """Show the present of one query as a table: a column for each label, and one for the value."""
+def table(panel: Json, columns: Mapping[str, str]) -> Json:
+    """Show the present of one query: `columns` are its labels and `Value`, with their titles."""
     for target in panel["targets"]:
         target["format"] = "table"
-    panel["fieldConfig"]["overrides"].append(override("byName", "Time", **{"custom.hidden": True}))
-    return _instant(panel) | {"options": {"frameIndex": 0, "showHeader": True}}
+    organize = {
+        "excludeByName": {name: True for name in ("Time", "Value") if name not in columns},
+        "indexByName": {name: index for index, name in enumerate(columns)},
+        "renameByName": dict(columns),
+    }
+    return _instant(panel) | {
+        "transformations": [{"id": "organize", "options": organize}],
+        "options": {"frameIndex": 0, "showHeader": True},
+    }
 
 
 def history(panel: Json, *, sort: str = "Last *", **custom: Any) -> Json:

@@ -177,13 +177,14 @@ def section(settings: Settings, y: int) -> list[Json]:
                         "{{instance}} {{secret}} {{version}}"
                     )
                 },
-                overrides=[
-                    _column("instance", "Machine"),
-                    _column("secret", "Secret"),
-                    _column("version", "Version"),
-                    _column("Value", "Last Seen", unit="s", decimals=0),
-                ],
-            )
+                overrides=[p.override("byName", "Last Seen", unit="s", decimals=0)],
+            ),
+            {
+                "instance": "Machine",
+                "secret": "Secret",
+                "version": "Version",
+                "Value": "Last Seen",
+            },
         ),
         p.table(
             p.panel(
@@ -197,15 +198,7 @@ def section(settings: Settings, y: int) -> list[Json]:
                         "{{instance}} {{sha256}}"
                     )
                 },
-                overrides=[
-                    _column("instance", "Machine"),
-                    _column("sha256", "Configuration"),
-                    _column("Value", "", **{"custom.hidden": True}),
-                ],
-            )
+            ),
+            {"instance": "Machine", "sha256": "Configuration"},
         ),
     ]
-
-
-def _column(name: str, title: str, **properties: object) -> Json:
-    return p.override("byName", name, displayName=title, **properties)

@@ -139,7 +139,7 @@ def draw(dashboard: Json, prometheus: str, png: Path) -> list[str]:
     figure.savefig(picture, dpi=100)
     small = io.BytesIO()
     with Image.open(picture) as image:  # 256 colours: a third of the size
-        image.convert("RGB").quantize(256).save(small, "PNG", optimize=True)
+        image.convert("RGB").quantize(256, kmeans=2).save(small, "PNG", optimize=True)
     replace(png, small.getvalue())
     return empty
 
@@ -304,17 +304,20 @@ def _legend(inner: Axes, field: Json, found: list[Series]) -> None:
         inner.text(0.06, 0.01, more, fontsize=6, color=DIM)
 
 
+def _below_title(inner: Axes) -> float:
+    return float(1 - 26 / inner.get_window_extent().height)
+
+
 def _bars(inner: Axes, found: list[Series]) -> None:
     """An LCD of cells for each series; they are dim in the colours of its scale above its value."""
-    shown = found[:BARS]
-    height = 0.84 / len(shown)
-    size = min(9.0, height * 110)
+    shown, top = found[:BARS], _below_title(inner)
+    height = (top - 0.03) / len(shown)
+    size = 9.0 if len(shown) < 10 else 7.5
     for number, line in enumerate(shown):
-        top = line.field["max"]
-        y = 0.87 - (number + 1) * height
+        y = top - (number + 1) * height
         inner.text(0.02, y + height * 0.4, line.name, fontsize=size, va="center", color=TEXT)
         for cell in range(CELLS):
-            at = top * cell / CELLS
+            at = line.field["max"] * cell / CELLS
             lit = line.values[-1] > at
             inner.add_patch(
                 Rectangle(
@@ -328,7 +331,7 @@ def _bars(inner: Axes, found: list[Series]) -> None:
             )
         text = _shown(line.field, line.values[-1])
         place = (0.98, y + height * 0.4)
-        style = {"fontsize": size * 1.5, "va": "center", "ha": "right", "weight": "bold"}
+        style = {"fontsize": size * 1.4, "va": "center", "ha": "right", "weight": "bold"}
         inner.text(*place, text, color=line.color, **style)
     if len(found) > BARS:
         inner.text(0.02, 0.005, f"⌄ {len(found) - BARS} more by scrolling", fontsize=6, color=DIM)
@@ -339,7 +342,8 @@ def _stat(inner: Axes, found: list[Series]) -> None:
     rows = math.ceil(len(found) / columns)
     for number, line in enumerate(found):
         row, column = divmod(number, columns)
-        place = (column / columns, 0.86 - (row + 1) * 0.84 / rows, 1 / columns, 0.84 / rows)
+        height = _below_title(inner) / rows
+        place = (column / columns, (rows - row - 1) * height, 1 / columns, height)
         axes = inner.inset_axes(place)
         axes.axis("off")
         text = _shown(line.field, line.values[-1])
@@ -350,24 +354,23 @@ def _stat(inner: Axes, found: list[Series]) -> None:
 
 
 def _table(inner: Axes, found: list[Series]) -> None:
-    config = found[0].panel["fieldConfig"]
-    names = [*sorted({label for line in found for label in line.labels}), "Value"]
-    columns = {name: _field(config, name) for name in names}
-    shown = {name: field for name, field in columns.items() if not field["custom"].get("hidden")}
+    panel = found[0].panel
+    columns = panel["transformations"][0]["options"]["renameByName"]
+    fields = {name: _field(panel["fieldConfig"], title) for name, title in columns.items()}
+    heads = list(columns.values())
     cells = [
         [
-            _shown(field, line.values[-1]) if name == "Value" else line.labels.get(name, "")
-            for name, field in shown.items()
+            _shown(field, line.values[-1]) if name == "Value" else line.labels[name]
+            for name, field in fields.items()
         ]
         for line in found
     ]
-    heads = [field.get("displayName", name) for name, field in shown.items()]
     widths = [max(map(len, column)) + 2 for column in zip(heads, *cells, strict=True)]
     room = int(inner.get_window_extent().width / 5.8)  # characters
     while sum(widths) > room:
         widths[widths.index(max(widths))] -= 1
     for number, row in enumerate([heads, *cells]):
-        x, y = 0.015, 0.78 - number * 0.1
+        x, y = 0.015, _below_title(inner) - 0.08 - number * 0.1
         for text, width in zip(row, widths, strict=True):
             cut = text if len(text) < width else f"{text[: width - 3]}…"
             inner.text(x, y, cut, fontsize=7.5, color=TEXT if number else "#6E9FFF")
