@@ -269,6 +269,15 @@ def test_a_file_keeps_its_form(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dashboard.json", "link.json"]
 
 
+def test_half_a_character_stays_escaped_beside_whole_ones(tmp_path: Path) -> None:
+    text = '{\n  "title": "é \\ud83d"\n}\n'
+    file = tmp_path / "dashboard.json"
+    file.write_text(text, encoding="utf-8")
+    d.main([str(file)])
+    d.main(["--remove", str(file)])
+    assert file.read_text(encoding="utf-8") == text
+
+
 def test_a_file_that_cannot_be_written_stays_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,7 +285,7 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(
     file.write_text(TEXT)
 
     def full(path: Path, _: bytes) -> int:
-        path.touch()
+        path.open("wb").close()
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
