@@ -236,7 +236,7 @@ def _timeseries(inner: Axes, found: list[Series]) -> None:
             line.times, line.values, color=line.color, alpha=custom["fillOpacity"] / 100, lw=0
         )
     top = max(max(line.values) for line in found) * 1.1
-    axes.set_ylim(0, max(top, defaults["custom"].get("axisSoftMax", 0)))
+    axes.set_ylim(0, max(top, defaults["custom"].get("axisSoftMax", 0)) or 1)
     if "thresholdsStyle" in defaults["custom"]:
         for step in defaults["thresholds"]["steps"][1:]:
             color = COLORS[step["color"]]
