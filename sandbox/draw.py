@@ -102,7 +102,7 @@ class Prometheus:
 
 
 def draw(dashboard: Json, prometheus: str, png: Path) -> list[str]:
-    """Draw the dashboard and return the queries that found nothing."""
+    """Draw the dashboard and return the panels and queries that found nothing."""
     source = Prometheus(urllib.parse.urlsplit(prometheus).netloc)
     panels = [panel for panel in dashboard["panels"] if "gridPos" in panel]
     rows = max(p["gridPos"]["y"] + p["gridPos"]["h"] for p in panels)
@@ -127,7 +127,7 @@ def draw(dashboard: Json, prometheus: str, png: Path) -> list[str]:
         if panel["type"] not in _DRAW:  # a row, or somebody else's panel
             continue
         lines = {target["expr"]: list(source.series(target)) for target in panel["targets"]}
-        empty += [query for query, found in lines.items() if not found]
+        empty += [f"{panel['title']}: {query}" for query, found in lines.items() if not found]
         series = list(_series(panel, list(itertools.chain(*lines.values()))))
         if series:
             _DRAW[panel["type"]](inner, series)

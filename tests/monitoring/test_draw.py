@@ -53,8 +53,10 @@ def test_every_query_returns_what_its_legend_promises(
             assert set(names.values()) <= {1}, (panel["title"], names)
 
 
-@pytest.mark.parametrize("missing", ["sba_worker_timeout_rate", "metrics_proxy_reboot_required"])
-@pytest.mark.parametrize("queues", [1, 50])
+@pytest.mark.parametrize(
+    ("missing", "queues"),
+    [("sba_worker_timeout_rate", 1), ("metrics_proxy_reboot_required", 50)],
+)
 def test_a_picture_is_drawn_and_what_finds_nothing_is_named(
     settings: MakeSettings,
     promtool: str,
