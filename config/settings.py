@@ -270,14 +270,26 @@ class Grafana(_Model):
         _matches(r"[A-Za-z0-9_-]{1,40}|\$\{\w+\}", "a Grafana uid or a variable such as ${name}"),
     ] = "prometheus"
     """Of the panels; a variable is one of the dashboard's."""
+    alert_datasource_uid: GrafanaUid | None = None
+    """Of the alerts, which know no variables; `datasource_uid` where it is not set."""
     contact_point: Annotated[str | None, AfterValidator(_not_yet)] = None
     runbook_url: Annotated[str | None, _matches(r"https?://[^\s\"'<>]+", "an http(s) URL")] = None
     dashboard: Annotated[str, Field(min_length=1)] = "ops/grafana/dashboard-sba.json"
     dashboard_uid: GrafanaUid | None = None
 
+    @property
+    def alert_datasource(self) -> str:
+        """The data source that the alerts ask."""
+        return self.alert_datasource_uid or self.datasource_uid
+
     @model_validator(mode="after")
-    def _one_folder(self) -> Self:
+    def _consistent(self) -> Self:
         given = self.model_fields_set
+        if self.alert_datasource.startswith("$"):
+            raise ValueError(
+                f"datasourceUid {self.datasource_uid} is a variable, which alerts do not know; set "
+                "alertDatasourceUid too"
+            )
         if self.folder_uid is not None and given & {"folder_title", "adopt_folder"}:
             raise ValueError(
                 "folderUid names somebody else's folder; folderTitle and adoptFolder are for the "

@@ -443,7 +443,8 @@ def test_an_input_that_is_used_is_filled_in(settings: MakeSettings, uid: str) ->
         "templating": {"list": [{"name": "source", "type": "datasource"}]},
     }
     before = copy.deepcopy(dashboard)
-    given_ = d.deployable(dashboard, settings(grafana={"datasourceUid": uid}))
+    chosen = settings(grafana={"datasourceUid": uid, "alertDatasourceUid": "mimir"})
+    given_ = d.deployable(dashboard, chosen)
     assert given_["panels"][:2] == [
         {"id": 1, "datasource": {"type": "prometheus", "uid": uid}},
         {"id": 2, "datasource": uid, "targets": [{"expr": "up{a='${DS_PROM_X}'}"}]},
@@ -463,7 +464,7 @@ def test_an_input_of_which_there_is_a_variable_is_that_variable(settings: MakeSe
 
 
 def test_the_datasource_of_the_sections_may_be_a_variable(settings: MakeSettings) -> None:
-    chosen = settings(grafana={"datasourceUid": "${source}"})
+    chosen = settings(grafana={"datasourceUid": "${source}", "alertDatasourceUid": "mimir"})
     variable = {"name": "source", "type": "datasource", "query": "prometheus"}
     merged = d.deployable({"title": "x", "templating": {"list": [variable]}}, chosen)
     for panel in merged["panels"]:
