@@ -43,9 +43,9 @@ def with_sections(dashboard: Mapping[str, Any], settings: Settings) -> Json:
     panels, templating = clean.get("panels") or [], clean.get("templating") or {}
     variables = templating.get("list") or []
     for panel in walk(panels):
-        if title := OWN.get(_number(panel), ("",))[0]:
+        if title := _own_title(panel):
             raise SettingsError(
-                f"{KEY}: the panel {panel.get('title')!r} has the id {_number(panel)}, which is "
+                f"{KEY}: the panel {panel.get('title')!r} has the id {panel['id']}, which is "
                 f"that of the program's {title!r}; give it another id"
             )
     names = [variable.get("name") for variable in variables]
@@ -110,16 +110,16 @@ def _others(panels: list[Json]) -> Iterator[Json]:
     """
     for panel in panels:
         inner = list(_others(panel.get("panels") or []))
-        if OWN.get(_number(panel), ("",))[0] == panel.get("title"):
+        if (title := _own_title(panel)) and title == panel.get("title"):
             yield from inner
         else:
             yield {**panel, "panels": inner} if inner != (panel.get("panels") or []) else panel
 
 
-def _number(panel: Json) -> int | None:
-    """The id as Grafana's pages compare it: in an address and in a key it is text."""
+def _own_title(panel: Json) -> str | None:
+    """The title of the program's panel with this id: Grafana's pages compare ids as text, too."""
     try:
-        return int(panel["id"])
+        return OWN[int(panel["id"])][0]
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
@@ -135,7 +135,7 @@ def _is_own_variable(variable: Json) -> bool:
 
 def _bottom(panel: Json) -> int:
     place = panel.get("gridPos") or {}
-    return math.ceil(place.get("y", 0) + place.get("h", 0))
+    return math.ceil(float(place.get("y", 0)) + float(place.get("h", 0)))
 
 
 def main(arguments: list[str] | None = None) -> None:

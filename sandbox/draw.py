@@ -177,7 +177,7 @@ def _color(field: Json, value: float, number: int) -> str:
         return COLORS[mapped]
     color = field.get("color", {"mode": "fixed", "fixedColor": "text"})
     if color["mode"] == "fixed":
-        return {"text": TEXT}.get(fixed := color["fixedColor"], fixed)
+        return TEXT if color["fixedColor"] == "text" else str(color["fixedColor"])
     thresholds = color["mode"] == "thresholds"
     return _level(field, value) if thresholds else PALETTE[number % len(PALETTE)]
 
@@ -329,10 +329,16 @@ def _bars(inner: Axes, found: list[Series]) -> None:
                     lw=0,
                 )
             )
-        text = _shown(line.field, line.values[-1])
-        place = (0.98, y + height * 0.4)
-        style = {"fontsize": size * 1.4, "va": "center", "ha": "right", "weight": "bold"}
-        inner.text(*place, text, color=line.color, **style)
+        inner.text(
+            0.98,
+            y + height * 0.4,
+            _shown(line.field, line.values[-1]),
+            fontsize=size * 1.4,
+            va="center",
+            ha="right",
+            weight="bold",
+            color=line.color,
+        )
     if len(found) > BARS:
         inner.text(0.02, 0.005, f"⌄ {len(found) - BARS} more by scrolling", fontsize=6, color=DIM)
 

@@ -122,7 +122,7 @@ def test_what_people_add_in_grafana_gets_no_id_of_ours(settings: MakeSettings) -
 
 @pytest.mark.parametrize("queues", [0, 7, 8, 50])
 def test_panels_fill_the_grid_without_overlap(settings: MakeSettings, queues: int) -> None:
-    limits = {f"queue-{number}": {} for number in range(queues)}
+    limits: dict[str, object] = {f"queue-{number}": {} for number in range(queues)}
     dashboard = d.with_sections(EMPTY, settings(workers={"queues": limits}))
     cells: set[tuple[int, int]] = set()
     for panel in dashboard["panels"]:
@@ -137,7 +137,7 @@ def test_panels_fill_the_grid_without_overlap(settings: MakeSettings, queues: in
 def test_a_bar_for_each_queue_is_high_enough_to_read(settings: MakeSettings) -> None:
     """Grafana gives a bar its share of the panel, at least `minVizHeight`, and then scrolls."""
     for number in range(60):
-        limits = {f"queue-{n}": {} for n in range(number)}
+        limits: dict[str, object] = {f"queue-{n}": {} for n in range(number)}
         panel = panels(d.with_sections(EMPTY, settings(workers={"queues": limits})))[p.QUEUE_LIMIT]
         height = panel["gridPos"]["h"] * 38 - 50
         assert panel["options"]["minVizHeight"] == 16

@@ -21,7 +21,7 @@ from config.settings import Settings, SettingsError
 from monitoring import classic
 from monitoring import dashboard as d
 from monitoring import panels as p
-from monitoring.classic import load_dashboard
+from monitoring.classic import dumps, load_dashboard
 from monitoring.workers import VARIABLE
 
 MakeSettings = Callable[..., Settings]
@@ -39,6 +39,13 @@ def walk(panels: object) -> Iterator[Json]:
         yield from walk(panel.get("panels"))
 
 
+def is_ours(panel: Json) -> bool:
+    """Whether it has the id, as Grafana compares it, and the title of one of the program's."""
+    titles = {str(id_): title for id_, (title, _) in p.OWN.items()}
+    id_ = _text(panel.get("id"))
+    return id_ in titles and titles[id_] == panel.get("title")
+
+
 def foreign(dashboard: Json) -> Json:
     """What is left without the program's panels and variable: written again, on purpose."""
 
@@ -46,8 +53,7 @@ def foreign(dashboard: Json) -> Json:
         return [
             {**panel, "panels": rest(panel["panels"])} if panel.get("panels") else panel
             for panel in panels
-            if p.OWN.get(panel.get("id") if isinstance(panel.get("id"), int) else None, ("",))[0]
-            != panel.get("title")
+            if not is_ours(panel)
         ]
 
     result = copy.deepcopy(dashboard)
@@ -126,7 +132,7 @@ DASHBOARDS = st.fixed_dictionaries(
 @profile(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(DASHBOARDS)
 def test_nothing_of_theirs_is_lost_or_changed(theirs: Json) -> None:
-    assume(not any(one.get("title") == p.OWN.get(_id(one), ("",))[0] for one in _all(theirs)))
+    assume(not any(map(is_ours, _all(theirs))))
     before = copy.deepcopy(theirs)
     assert next(classic._problems(theirs), "") == ""
     # the one reason for a refusal: an id that Grafana would take for that of a panel of ours
@@ -143,8 +149,8 @@ def test_nothing_of_theirs_is_lost_or_changed(theirs: Json) -> None:
     assert {one["id"] for one in added} == OURS
     # by whatever way Grafana compares them
     assert not {str(id_) for id_ in OURS} & {_text(one.get("id")) for one in _all(theirs)}
-    assert d.dumps(d.with_sections(merged, DEFAULTS)) == d.dumps(merged)
-    assert d.dumps(d.without_sections(merged)) == d.dumps(theirs)
+    assert dumps(d.with_sections(merged, DEFAULTS)) == dumps(merged)
+    assert dumps(d.without_sections(merged)) == dumps(theirs)
     bottom = max((_bottom(one) for one in theirs.get("panels") or []), default=0)
     assert min(one["gridPos"]["y"] for one in added) >= bottom
 
@@ -154,12 +160,7 @@ def _all(dashboard: Json) -> list[Json]:
 
 
 def _ours(dashboard: Json) -> list[Json]:
-    return dashboard["panels"][-len(OURS) :]
-
-
-def _id(panel: Json) -> Any:
-    text = _text(panel.get("id"))
-    return int(text) if text.isdigit() else None
+    return list(dashboard["panels"][-len(OURS) :])
 
 
 def _text(id_: object) -> str:
@@ -370,7 +371,7 @@ def test_a_panel_with_an_id_of_ours_is_refused_by_name(id_: object) -> None:
     with pytest.raises(SettingsError) as refusal:
         d.with_sections({"title": "x", "panels": [row]}, DEFAULTS)
     assert str(refusal.value) == (
-        "metrics-proxy:grafana.dashboard: the panel 'Mine' has the id 9101, which is that of the "
+        f"metrics-proxy:grafana.dashboard: the panel 'Mine' has the id {id_}, which is that of the "
         "program's 'Workers Throughput'; give it another id"
     )
 

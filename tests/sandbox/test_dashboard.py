@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def test_every_query_returns_what_its_legend_promises(sandbox: Sandbox) -> None:
     for title, query, legend in queries(deployed(sandbox)):
         if any(name in query for name in coming):
             continue
-        found = wait(lambda query=query: sandbox.query(query), f"{title}: {query}")
+        found = wait(partial(sandbox.query, query), f"{title}: {query}")
         labels = re.findall(r"{{(\w+)}}", legend)
         assert labels
         for label in labels:
@@ -71,7 +72,9 @@ def test_every_query_returns_what_its_legend_promises(sandbox: Sandbox) -> None:
 
 def test_the_variable_lists_the_queues(sandbox: Sandbox) -> None:
     [variable] = deployed(sandbox)["templating"]["list"]
-    metric, label = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["definition"]).groups()
+    definition = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["definition"])
+    assert definition
+    metric, label = definition.groups()
     assert {series["metric"][label] for series in sandbox.query(metric)} == set(QUEUES)
 
 

@@ -115,9 +115,10 @@ def use_real_plugin(engine: Engine, folder: Path) -> None:
         script = folder / f"pulumi-resource-{name}"
         script.write_text(f'#!/bin/sh\nexec "{stand_ins / script.name}" "$@"\n')
         script.chmod(0o755)
-    environment = engine.stack.workspace.env_vars
-    environment["PATH"] = environment["PATH"].replace(str(stand_ins), str(folder))
-    environment["PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION"] = "false"
+    workspace = engine.stack.workspace
+    path = workspace.env_vars["PATH"].replace(str(stand_ins), str(folder))
+    fetch = {"PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "false"}
+    workspace.env_vars = {**workspace.env_vars, "PATH": path, **fetch}
 
 
 @pytest.fixture(params=["double", REAL])
@@ -153,7 +154,7 @@ def deployed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[E
 
 def inputs(engine: Engine, kind: str) -> list[dict[str, Any]]:
     """What the program said of its resources of a type, out of the state."""
-    state = engine.stack.export_stack().deployment
+    state = engine.stack.export_stack().deployment or {}
     return [r["inputs"] for r in state["resources"] if r["type"] == kind]
 
 
