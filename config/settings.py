@@ -194,6 +194,13 @@ Cidr = Annotated[str, AfterValidator(_cidr)]
 Cidrs = Annotated[tuple[Cidr, ...], AfterValidator(_not_empty)]
 DnsName = Annotated[str, _matches(_HOSTNAME.pattern, "a DNS name in lower case")]
 Server = Literal["nginx", "apache"]
+ScrapeProtocol = Literal[
+    "PrometheusText0.0.4",
+    "PrometheusText1.0.0",
+    "OpenMetricsText0.0.1",
+    "OpenMetricsText1.0.0",
+    "PrometheusProto",
+]
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -316,6 +323,8 @@ class Settings(_Model):
     job: Annotated[
         str, _matches(r"[A-Za-z0-9_.:/-]{1,100}", "a job label"), AfterValidator(_job)
     ] = "sba-api"
+    fallback_scrape_protocol: ScrapeProtocol | None = None
+    """How Prometheus 3 reads an API whose Content-Type it does not know; 2 refuses the key."""
     protect: bool = False
     grafana: Grafana = Grafana()
     workers: Workers = Workers()
@@ -393,7 +402,7 @@ def _is_text(annotation: Any) -> bool:
     """Whether a field is plain text, not a number, a flag or a structure written as JSON."""
     if get_origin(annotation) in (Annotated, Union, UnionType):
         return _is_text(get_args(annotation)[0])
-    return annotation in (str, Server)
+    return annotation in (str, Server, ScrapeProtocol)
 
 
 _FIELDS: Final = {
