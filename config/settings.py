@@ -255,6 +255,13 @@ Server = Literal["nginx", "apache"]
 Number = BeforeValidator(_number)
 Count = Annotated[int, Field(ge=0), Number]
 GrafanaUid = Annotated[str, _matches(r"[A-Za-z0-9_-]{1,40}", "a Grafana uid")]
+ScrapeProtocol = Literal[
+    "PrometheusText0.0.4",
+    "PrometheusText1.0.0",
+    "OpenMetricsText0.0.1",
+    "OpenMetricsText1.0.0",
+    "PrometheusProto",
+]
 
 
 class _Model(BaseModel):
@@ -408,6 +415,8 @@ class Settings(_Model):
     job: Annotated[
         str, _matches(r"[A-Za-z0-9_.:/-]{1,100}", "a job label"), AfterValidator(_job)
     ] = "sba-api"
+    fallback_scrape_protocol: ScrapeProtocol | None = None
+    """How Prometheus 3 reads an API whose Content-Type it does not know; 2 refuses the key."""
     protect: bool = False
     grafana: Grafana = Grafana()
     workers: Workers = Workers()
@@ -530,7 +539,7 @@ def _is_text(annotation: Any) -> bool:
     """Whether a field is plain text, not a number, a flag or a structure written as JSON."""
     if get_origin(annotation) in (Annotated, Union, UnionType):
         return _is_text(get_args(annotation)[0])
-    return annotation in (str, Server)
+    return annotation in (str, Server, ScrapeProtocol)
 
 
 _FIELDS: Final = {

@@ -224,6 +224,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "syncInterval": {"syncInterval": 30},
     "searchDomain": {"searchDomain": "example.com"},
     "job": {"job": "api"},
+    "fallbackScrapeProtocol": {"fallbackScrapeProtocol": "PrometheusText0.0.4"},
     "protect": {"protect": True},
     "grafana.enabled": {"grafana": {"enabled": False}},
     "grafana.folderTitle": {"grafana": {"folderTitle": "Other"}},

@@ -91,6 +91,7 @@ def endpoint(**changes: object) -> dict[str, object]:
         ({"instanceType": "micro"}, "instanceType", "an EC2 instance type"),
         ({"syncInterval": 0}, "syncInterval", "greater than or equal to 1"),
         ({"job": "sba-proxy"}, "job", "the proxy's own metrics"),
+        ({"fallbackScrapeProtocol": "text"}, "fallbackScrapeProtocol", "'PrometheusText0.0.4'"),
         ({"protect": "yes"}, "protect", "valid boolean"),
         ({"kmsKeyArn": SECRET}, "kmsKeyArn", "the ARN of a KMS key"),
     ],
@@ -470,6 +471,7 @@ EXAMPLE: dict[str, Any] = {
     "syncInterval": 30,
     "searchDomain": "example.com",
     "job": "api",
+    "fallbackScrapeProtocol": "PrometheusText0.0.4",
     "protect": True,
     "grafana": {
         "enabled": False,
@@ -783,6 +785,7 @@ def test_what_a_stack_file_leaves_out_has_the_documented_default() -> None:
     assert settings.workers.queue_depth == Limits(warning=100, critical=500)
     assert settings.workers.queues == {}
     optional = ["ami_id", "private_ip", "kms_key_arn", "search_domain", "admin_token_secret_arn"]
+    optional += ["fallback_scrape_protocol"]
     assert [getattr(settings, name) for name in optional] == [None] * len(optional)
 
 

@@ -93,7 +93,7 @@ class Machine:
         upstream = f"http://127.0.0.1:{self.api.server_port}/metrics"
         self.config = {
             "subnetId": "subnet-12345678",
-            "prometheusCidrs": '["127.0.0.1/32"]',
+            "prometheusCidrs": '["10.20.0.0/16"]',
             "apiCidrs": '["127.0.0.0/24"]',
             "server": server,
             "port": str(self.port),

@@ -45,6 +45,7 @@ NGINX: dict[str, Change] = {
     "worker_rlimit_nofile 3": lambda text: f"worker_rlimit_nofile 3;\n{text}",
     "listen without ssl": lambda text: re.sub(r"(listen \d+) ssl", r"\1", text),
     "nobody is let in": lambda text: re.sub(r"(?m)^ *allow .*\n", "", text),
+    "this machine is not let in": put_in("allow 127.0.0.1/32;", ""),
     "one endpoint answers 404": put_in('"~^[A-Z]+ /m HTTP', '"~^[A-Z]+ /n HTTP'),
     "an upstream that is not there": lambda text: re.sub(
         r'"http://127.0.0.1:\d+/metrics"', '"http://127.0.0.1:1/metrics"', text
