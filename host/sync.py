@@ -1,15 +1,10 @@
 """Bring token, certificate and proxy configuration from Secrets Manager to the proxy.
 
-`Sync.run` is one run: fetch and validate both secrets, ask the API with the live and the offered
-token, adopt what is new, see that the server serves what is in use, write the metrics.
-`Sync.adopt`: write a generation, the server's own test, a trial (it serves on a loopback port and
-is asked as Prometheus asks), switch the link `current`, reload, check (the same questions to the
-real port), record. Whatever fails, the last good generation stays or comes back; the reason is
-said, a secret never. Where not all parts (token, certificate, configuration) are good, each is
-adopted alone.
+`Sync.run` has the steps of a run, `Sync.adopt` those of adopting what is new. Whatever fails, the
+last generation that was seen to serve stays or comes back; the reason is said, a secret never.
 
-$RUNTIME_DIRECTORY, empty after a boot: gen-*/ (generations), current (the one that the server
-reads), state.json (what is in use, what failed), proxy.prom (the server's /metrics/proxy), lock.
+$RUNTIME_DIRECTORY, empty after a boot, has generations (gen-*), the link `current` that the server
+reads, state.json, the server's own document (proxy.prom) and a lock.
 """
 
 from __future__ import annotations
@@ -112,10 +107,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Config:
-    """/etc/metrics-proxy/*.json: what follows from the server, and what from the settings.
-
-    Commands and lines have places like `{generation}`.
-    """
+    """/etc/metrics-proxy/*.json; commands and lines have places like `{generation}`."""
 
     region: str
     bundle_secret: str
@@ -129,7 +121,7 @@ class Config:
     generation_line: str
 
 
-# -- what the secrets hold; who writes them may be wrong ------------------------------------------
+# -- what the secrets hold; who writes them may be wrong
 
 
 @dataclass(frozen=True)
@@ -242,7 +234,7 @@ def bearer(text: str, key: str | None) -> str:
     return text
 
 
-# -- what is in use --------------------------------------------------------------------------------
+# -- what is in use
 
 
 @dataclass(frozen=True)
@@ -289,16 +281,11 @@ class Generation:
 class State:
     """state.json: what outlives a run."""
 
-    generation: str = ""
-    """Seen to serve: the one to go back to."""
-    versions: dict[str, str] = field(default_factory=dict)
-    """By part."""
-    success: dict[str, float] = field(default_factory=dict)
-    """By secret: when it was last seen to be in use."""
-    place: dict[str, str] = field(default_factory=dict)
-    """Of the token, as the bundle says: `secret`, and `key` where that is JSON."""
-    failures: dict[str, tuple[str, str, float]] = field(default_factory=dict)
-    """By digest of what failed: reason, words, when."""
+    generation: str = ""  # seen to serve, to go back to
+    versions: dict[str, str] = field(default_factory=dict)  # by part
+    success: dict[str, float] = field(default_factory=dict)  # by secret: when it was in use
+    place: dict[str, str] = field(default_factory=dict)  # of the token: `secret` and `key`
+    failures: dict[str, tuple[str, str, float]] = field(default_factory=dict)  # by digest
 
     @classmethod
     def read(cls, file: Path) -> State:
@@ -359,7 +346,7 @@ class Store:
         self.replace("current", lambda new: new.symlink_to(generation.name))
 
 
-# -- questions -------------------------------------------------------------------------------------
+# -- questions
 
 
 @dataclass(frozen=True)
@@ -472,7 +459,7 @@ def lack(port: int, generation: Generation) -> str:
     return ""
 
 
-# -- one run ---------------------------------------------------------------------------------------
+# -- one run
 
 
 class Sync:
