@@ -351,14 +351,14 @@ CONNECTIONS: Final = [
 SLOW_CLIENTS: Final = [
     Case(
         *("Slow clients", "no request within 5 s", slowly(b""), "closed"),
-        connect={"patience": 10},
+        connect={"patience": 8},
         slow=True,
     ),
     # given up before a timeout that starts anew with every byte would end it
     Case("Slow clients", "a header, a byte a second", slowly(request()[:10]), "closed", slow=True),
     Case(
         *("Slow clients", "no handshake within 5 s", b"\x16\x03\x01", "closed"),
-        connect={"patience": 10, "tls": None},
+        connect={"patience": 8, "tls": None},
         slow=True,
     ),
     Case("Slow clients", "50 MB, taking nothing", take_nothing, "200 cut", reaches=1, slow=True),

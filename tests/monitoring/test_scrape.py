@@ -148,9 +148,11 @@ def serving(certificate: Path) -> Iterator[int]:
         server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield server.server_address[1]
-        server.shutdown()
-        thread.join()
+        try:
+            yield server.server_address[1]
+        finally:  # or a failed test would never end
+            server.shutdown()
+            thread.join()
 
 
 def answer(url: str, query: str) -> list[dict[str, Any]]:
