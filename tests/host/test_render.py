@@ -226,8 +226,8 @@ def test_a_request_line_that_is_none_to_the_letter_has_no_route(
 @pytest.mark.parametrize(
     ("server", "expected"),
     [
-        ("nginx", ["allow 10.1.0.0/16;", "allow 10.2.0.7/32;", "deny all;"]),
-        ("apache", ["Require ip 10.1.0.0/16", "Require ip 10.2.0.7/32"]),
+        ("nginx", ["allow 10.1.0.0/16;", "allow 10.2.0.7/32;", "allow 127.0.0.1;", "deny all;"]),
+        ("apache", ["Require ip 10.1.0.0/16", "Require ip 10.2.0.7/32", "Require ip 127.0.0.1"]),
     ],
 )
 def test_only_the_named_networks_are_let_in(make: Make, server: str, expected: list[str]) -> None:
