@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from http.client import HTTPConnection, HTTPException, parse_headers
+from http.client import HTTPConnection, HTTPException, HTTPResponse, parse_headers
 from pathlib import Path
 from subprocess import DEVNULL, Popen, run
 from tempfile import TemporaryDirectory
@@ -431,23 +431,25 @@ def served(port: int, generation: Generation, path: str = OWN_PATH) -> int:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # compared instead
     server = HTTPConnection("127.0.0.1", port)
+
+    def ask(this: str) -> HTTPResponse:
+        last = {"Connection": "close"} if this == path else {}  # or nginx tells the console
+        server.request("GET", this, headers={"Accept": ACCEPT, **last})
+        return server.getresponse()
+
     with (
         closing(socket.create_connection(("127.0.0.1", port), SERVE_SECONDS)) as plain,
         context.wrap_socket(plain) as server.sock,
     ):
         if server.sock.getpeercert(binary_form=True) != generation.shown:
             raise ConnectionRefusedError(0, "another certificate")
-        server.request("GET", OWN_PATH, headers={"Accept": ACCEPT})
-        own = server.getresponse()
+        own = ask(OWN_PATH)
         own.read()
         if own.status != 200:
             raise OSError(0, f"{OWN_PATH} answers {own.status}")
         if own.headers["Metrics-Proxy-Generation"] != generation.name:
             raise ConnectionRefusedError(0, "another generation")
-        if path == OWN_PATH:
-            return own.status
-        server.request("GET", path, headers={"Accept": ACCEPT})
-        return server.getresponse().status
+        return own.status if path == OWN_PATH else ask(path).status
 
 
 def lack(port: int, generation: Generation) -> str:
