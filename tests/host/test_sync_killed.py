@@ -56,7 +56,7 @@ def outside():
     return found
 
 def run(kill):
-    counts, points, last = collections.Counter(), [], [None]
+    counts, points, last, entered = collections.Counter(), [], [None], []
 
     def line(frame, event, argument):
         if event != "line":
@@ -65,16 +65,20 @@ def run(kill):
         key = [frame.f_lineno, counts[frame.f_lineno]]
         if kill is None:
             now = outside()
-            begins = frame.f_code.co_name in steps and key[1] == 1
-            if now != last[0] or begins:
+            if now != last[0] or entered:
                 last[0] = now
+                entered.clear()
                 points.append(key)
         elif key == kill:
             os.kill(os.getpid(), signal.SIGKILL)
         return line
 
     def call(frame, event, argument):
-        return line if frame.f_code.co_filename == script else None
+        if frame.f_code.co_filename != script:
+            return None
+        if frame.f_code.co_name in steps:
+            entered.append(frame)
+        return line
 
     def end(status):
         sys.settrace(None)
