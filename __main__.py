@@ -8,15 +8,15 @@ import pulumi_aws as aws
 import components as c
 from config import stack
 from host import cloud_config, proxy
+from monitoring import alerts, scrape
 from monitoring.dashboard import load_dashboard, with_workers
-from monitoring.scrape import scrape_config
 
 with stack.refusals():
     settings, token = stack.load()
     bundle = proxy.bundle(settings)
     ami = c.image(settings)
-    names = c.secret_names(settings.stack)
-    user_data = cloud_config.render(settings, aws.get_region().region, names)
+    region, names = aws.get_region().region, c.secret_names(settings.stack)
+    user_data = cloud_config.render(settings, region, names)
     file = Path(__file__).parent / settings.grafana.dashboard
     dashboard = with_workers(load_dashboard(file), settings) if settings.grafana.enabled else None
 
@@ -45,15 +45,16 @@ host = c.ProxyHost(
     ),
 )
 if dashboard is not None:
-    monitoring = c.Monitoring(
-        "monitoring", c.MonitoringArgs(settings=settings, dashboard=dashboard)
-    )
-    pulumi.export("dashboardUrl", monitoring.dashboard_url)
+    args = c.MonitoringArgs(settings=settings, dashboard=dashboard)
+    pulumi.export("dashboardUrl", c.Monitoring("monitoring", args).dashboard_url)
 
 pulumi.export("proxyUrl", pulumi.Output.concat("https://", network.private_ip, f":{settings.port}"))
 pulumi.export("privateIp", network.private_ip)
 pulumi.export("caCertificate", certificates.ca_certificate)
-pulumi.export("scrapeConfig", network.private_ip.apply(lambda ip: scrape_config(settings, ip)))
+target = pulumi.Output.all(network.private_ip, certificates.ca_certificate)
+for form, render in scrape.FORMS.items():
+    pulumi.export(form, target.apply(lambda it, render=render: render(settings, *it)))
+pulumi.export("prometheusRules", alerts.rules_file(settings, dashboard))
 pulumi.export("proxyConfiguration", bundle["configuration"])
 pulumi.export("tokenSecretArn", secrets.token_secret_arn)
 pulumi.export("bundleSecretArn", secrets.bundle_secret_arn)

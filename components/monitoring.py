@@ -1,4 +1,4 @@
-"""What people look at: the Grafana folder and the dashboard."""
+"""What people look at, and what calls them: Grafana folder, dashboard and alerts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pulumi
 import pulumiverse_grafana as grafana
 
 from config.settings import Settings
+from monitoring import alerts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,5 +44,17 @@ class Monitoring(pulumi.ComponentResource):
             message="pulumi up",
             opts=child,
         )
+        if args.settings.grafana.alerts:
+            grafana.alerting.RuleGroup(
+                f"{name}-alerts",
+                name="metrics-proxy",
+                folder_uid=folder.uid,
+                interval_seconds=alerts.INTERVAL,
+                rules=[
+                    grafana.alerting.RuleGroupRuleArgs(**rule)
+                    for rule in alerts.grafana(args.settings, args.dashboard)
+                ],
+                opts=child,
+            )
         self.dashboard_url = dashboard.url
         self.register_outputs({"dashboard_url": self.dashboard_url})

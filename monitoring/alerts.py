@@ -17,10 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import yaml
-
 from config.settings import Limits, Settings
-from monitoring.promql import quoted, selector
+from monitoring.text import dump_yaml, quoted, selector
 
 Json = dict[str, Any]
 
@@ -94,6 +92,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
     status = proxy("upstream_http_status")
     no_answer = f"({status} == 0 or {status} >= 500)"
     rejected = f"({status} == 401 or {status} == 403)"
+    in_use = proxy("secret_info", 'secret="token"')
     refused = "|".join(REFUSED)
     idle = [queue(m, over=f"max_over_time {when.stalled}") for m in ("throughput", "active_jobs")]
     stalled = f"unless on (queue_name) ({idle[0]} == 0 and {idle[1]} == 0)"
@@ -191,7 +190,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         name="SbaTokenRejected",
         severity="critical",
         hold="5m",
-        expr=_lines(rejected, f"and on (instance) {proxy('secret_info', 'secret="token"')}"),
+        expr=_lines(rejected, f"and on (instance) {in_use}"),
         summary="The API rejects the admin token on {{ $labels.endpoint }}",
         description="{{ $labels.endpoint }} answers {{ $value }} to the token in use: it was "
         "revoked, has expired, or is not an admin's.",
@@ -306,26 +305,13 @@ def prometheus(settings: Settings, dashboard: Mapping[str, Any] | None = None) -
 
 def rules_file(settings: Settings, dashboard: Mapping[str, Any] | None = None) -> str:
     """Return the text of a rule file for Prometheus."""
-    text = yaml.dump(prometheus(settings, dashboard), Dumper=_Dumper, sort_keys=False, width=1000)
-    return _HEADER + text
+    return _HEADER + dump_yaml(prometheus(settings, dashboard))
 
 
 _HEADER: Final = """\
 # Alerts of the metrics proxy, generated. For prometheus.yml: rule_files: [THIS FILE]
 # docs/runbook.md says of each what to do. Not beside the same alerts in Grafana.
 """
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes a text of several lines as one."""
-
-
-_Dumper.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar(
-        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
-    ),
-)
 
 
 def grafana(settings: Settings, dashboard: Mapping[str, Any]) -> list[Json]:

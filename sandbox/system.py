@@ -27,7 +27,6 @@ from typing import Any, Final
 import yaml
 
 from config.settings import NAMESPACE
-from monitoring.scrape import CA_FILE
 from sandbox import api, aws
 from sandbox.engine import STACK, Engine
 from sandbox.machines.kind import Machine, Processes
@@ -38,6 +37,8 @@ from sandbox.tools import ROOT, prometheus
 
 LOOPBACK: Final = "127.0.0.1"
 SYNC_INTERVAL: Final = 2
+CA_FILE: Final = "metrics-proxy-ca.pem"
+"""The proxy's CA, for curl; Prometheus has it in its scrape config."""
 
 Progress = Callable[[str, float], object]
 """Told of each step that ended: what it was, and its seconds."""

@@ -21,6 +21,7 @@ EGRESS = "aws:vpc/securityGroupEgressRule:SecurityGroupEgressRule"
 SECRET = "aws:secretsmanager/secret:Secret"
 VERSION = "aws:secretsmanager/secretVersion:SecretVersion"
 POLICY = "aws:iam/rolePolicy:RolePolicy"
+RULES = "grafana:alerting/ruleGroup:RuleGroup"
 ARN = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:sba/token-a1b2c3"
 
 
@@ -218,14 +219,19 @@ def test_grafana_can_be_left_out(deploy: Deploy) -> None:
 def test_the_outputs(deploy: Deploy) -> None:
     cloud = deploy(port=9447, job="api")
     jobs = yaml.safe_load(cloud.outputs["scrapeConfig"])["scrape_configs"]
-    assert [job["job_name"] for job in jobs] == ["api", "sba-proxy"]
+    assert [job["job_name"] for job in jobs] == ["api", "api-proxy"]
     targets = [t for job in jobs for c in job["static_configs"] for t in c["targets"]]
     assert set(targets) == {"10.20.0.10:9447"}
+    assert {job["tls_config"]["ca"] for job in jobs} == {"CA"}
+    assert yaml.safe_load(cloud.outputs["scrapeConfigList"]) == jobs
+    objects = list(yaml.safe_load_all(cloud.outputs["scrapeConfigObjects"]))
+    assert [it["kind"] for it in objects] == ["ConfigMap", "ScrapeConfig", "ScrapeConfig"]
+    texts = ("scrapeConfig", "scrapeConfigList", "scrapeConfigObjects", "prometheusRules")
     assert cloud.outputs == {
         "proxyUrl": "https://10.20.0.10:9447",
         "privateIp": "10.20.0.10",
         "caCertificate": "CA",
-        "scrapeConfig": cloud.outputs["scrapeConfig"],
+        **{name: cloud.outputs[name] for name in texts},
         "proxyConfiguration": bundle(cloud)["configuration"],
         "tokenSecretArn": "arn:secrets-token",
         "bundleSecretArn": "arn:secrets-bundle",
@@ -233,6 +239,28 @@ def test_the_outputs(deploy: Deploy) -> None:
         "dashboardUrl": "https://grafana.example.com/d/sba",
     }
     assert not holds(json.dumps(cloud.outputs).encode(), TOKEN)
+
+
+def test_the_alerts_are_grafanas_and_an_output(deploy: Deploy) -> None:
+    limits = {"queues": {"mail": {"warning": 7, "critical": 9}}}
+    cloud = deploy(workers=limits, grafana={"contactPoint": "on call"})
+    group = cloud.only(RULES)
+    assert (group["name"], group["folderUid"]) == ("metrics-proxy", "sba-dev")
+    assert group["intervalSeconds"] == 60
+    written = yaml.safe_load(cloud.outputs["prometheusRules"])["groups"][0]["rules"]
+    assert len(written) == len(group["rules"]) > 10
+    for ours, theirs in zip(written, group["rules"], strict=True):
+        query = json.loads(theirs["datas"][0]["model"])
+        assert (ours["alert"], ours["expr"]) == (theirs["name"], query["expr"])
+        assert theirs["notificationSettings"] == {"contactPoint": "on call"}
+    assert "> 7" in written[0]["expr"]
+
+
+def test_alerts_can_be_left_to_prometheus(deploy: Deploy) -> None:
+    cloud = deploy(grafana={"alerts": False})
+    assert cloud.all(RULES) == []
+    assert "SbaProxyDown" in cloud.outputs["prometheusRules"]
+    assert "SbaProxyDown" in deploy(grafana={"enabled": False}).outputs["prometheusRules"]
 
 
 @pytest.mark.parametrize("token", ['a"b', "a b", "a\r\nb", "x" * 3901])

@@ -14,7 +14,7 @@ import yaml
 from pulumi.runtime import MockCallArgs, MockResourceArgs, Mocks
 
 from config import stack
-from config.settings import TOKEN_MAX, Limits, Settings, SettingsError, check_token
+from config.settings import TOKEN_MAX, CertificateDays, Limits, Settings, SettingsError, check_token
 from tests.certificates import self_signed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,7 +78,6 @@ def endpoint(**changes: object) -> dict[str, object]:
         ({"privateIp": "10.0.0.256"}, "privateIp", "an IPv4 address"),
         ({"instanceType": "micro"}, "instanceType", "an EC2 instance type"),
         ({"syncInterval": 0}, "syncInterval", "greater than or equal to 1"),
-        ({"job": "sba-proxy"}, "job", "the proxy's own metrics"),
         ({"protect": "yes"}, "protect", "valid boolean"),
         ({"kmsKeyArn": SECRET}, "kmsKeyArn", "the ARN of a KMS key"),
     ],
@@ -94,7 +93,18 @@ def test_a_bad_setting_is_refused_in_one_line_with_key_and_value(
 @pytest.mark.parametrize(
     ("section", "value", "key", "shown", "problem"),
     [
-        ("grafana", {"contactPoint": "ops"}, "contactPoint", '"ops"', "is not supported yet"),
+        ("grafana", {"contactPoint": ""}, "contactPoint", '""', "at least 1 character"),
+        ("alerts", {"stalled": "10"}, "stalled", '"10"', "such as 10m or 24h"),
+        ("alerts", {"stalled": "1m"}, "stalled", '"1m"', "at least 2m"),
+        ("alerts", {"proxyDown": "90s"}, "proxyDown", '"90s"', "such as 10m or 24h"),
+        ("alerts", {"reboot": 24}, "reboot", "24", "valid string"),
+        (
+            "alerts",
+            {"certificateDays": {"warning": 5, "critical": 6}},
+            "certificateDays",
+            '{"warning": 5, "critical": 6}',
+            "warning 5 is below critical 6",
+        ),
         ("grafana", {"folder": "SBA"}, "folder", '"SBA"', "is no setting"),
         ("grafana", {"runbookUrl": "wiki"}, "runbookUrl", '"wiki"', "an http(s) URL"),
         ("grafana", {"dashboardUid": "a b"}, "dashboardUid", '"a b"', "a Grafana uid"),
@@ -375,12 +385,14 @@ def test_what_a_stack_file_leaves_out_has_the_documented_default() -> None:
     assert settings.port == 9446
     assert settings.instance_type == "t4g.micro"
     assert settings.sync_interval == 60
-    assert settings.job == "sba-api"
+    assert (settings.job, settings.proxy_job) == ("sba-api", "sba-proxy")
     assert settings.protect is False
     assert settings.grafana.enabled is True
     assert settings.grafana.folder_title == "SBA"
     assert settings.grafana.datasource_uid == "prometheus"
     assert settings.grafana.dashboard == "ops/grafana/dashboard-sba.json"
+    assert settings.grafana.alerts is True
+    assert settings.alerts.certificate_days == CertificateDays(warning=60, critical=14)
     assert settings.workers.error_rate == 0.01
     assert settings.workers.queue_depth == Limits(warning=100, critical=500)
     assert settings.workers.queues == {}
