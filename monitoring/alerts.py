@@ -76,11 +76,12 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         own = [
             ([f"queue_name={quoted(name)}"], each) for name, each in sorted(limits.queues.items())
         ]
-        return " or ".join(
+        parts = " or ".join(
             f"label_replace({queue('queue_depth', *matchers, over=over)} > {limit(each)}, "
             f'"threshold", "{limit(each)}", "", "")'
             for matchers, each in [*own, (others, limits.queue_depth)]
         )
+        return f"({parts})"
 
     def proxy(metric: str, *matchers: str) -> str:
         """What the sync last said, by machine."""
@@ -107,7 +108,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         hold=when.queue_depth.warning,
         expr=_lines(
             depth(lambda limit: limit.warning),
-            f"unless on (queue_name) ({far_behind})",
+            f"unless on (queue_name) {far_behind}",
             stalled,
         ),
         summary="Queue {{ $labels.queue_name }} is filling up",
@@ -180,7 +181,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         name="SbaUpstreamDown",
         severity="critical",
         hold="5m",
-        expr=_lines(f"1 - {proxy('upstream_up')} > 0", f"and on (instance, endpoint) {no_answer}"),
+        expr=f"count by (instance, endpoint) {no_answer}",
         summary="The API does not answer the proxy on {{ $labels.endpoint }}",
         description="The proxy works; {{ $labels.endpoint }} refuses connections, takes too long, "
         "or answers with a 5xx.",
@@ -245,7 +246,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
     yield Alert(
         name="SbaCertificateExpiring",
         severity="warning",
-        hold="1h",
+        hold="15m",
         expr=_lines(f"{days.warning} - {left} > 0", f"unless {days.critical} - {left} > 0"),
         summary=f"The proxy's certificate ends in less than {days.warning} days",
         description="Any pulumi up of its last 90 days would have renewed it.",
