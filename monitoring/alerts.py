@@ -70,30 +70,38 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         series = selector(f"sba_worker_{metric}", *matchers, job=job)
         return f"max by (queue_name) ({function}({series}[{window}]))"
 
-    def depth(limit: Callable[[Limits], int], over: str = f"last_over_time {LOOKBACK}") -> str:
+    def depth(above: Callable[[Limits, str], str], limit: Callable[[Limits], int]) -> str:
         """Queues over their own limits, which stand in the label `threshold`."""
         others = [f"queue_name!={quoted(name)}" for name in sorted(limits.queues)]
         own = [
             ([f"queue_name={quoted(name)}"], each) for name, each in sorted(limits.queues.items())
         ]
         parts = " or ".join(
-            f"label_replace({queue('queue_depth', *matchers, over=over)} > {limit(each)}, "
+            f"label_replace({above(each, queue('queue_depth', *matchers))}, "
             f'"threshold", "{limit(each)}", "", "")'
             for matchers, each in [*own, (others, limits.queue_depth)]
         )
         return f"({parts})"
 
-    def proxy(metric: str, *matchers: str) -> str:
-        """What the sync last said, by machine."""
-        series = selector(f"metrics_proxy_{metric}", *matchers, job=settings.proxy_job)
-        return f"last_over_time({series}[{LOOKBACK}])"
+    def high(limit: Limits, now: str) -> str:
+        """Not once it has been critical for long enough to be told."""
+        least = queue("queue_depth", over=f"min_over_time {when.queue_depth.critical}")
+        return f"{now} > {limit.warning} unless {least} > {limit.critical}"
 
-    far_behind = depth(lambda limit: limit.critical, f"min_over_time {when.queue_depth.critical}")
+    def proxy(metric: str, *matchers: str, over: str = f"last_over_time {LOOKBACK}") -> str:
+        """What the sync last said, by machine."""
+        function, window = over.split()
+        series = selector(f"metrics_proxy_{metric}", *matchers, job=settings.proxy_job)
+        return f"{function}({series}[{window}])"
+
+    def answers(status: str) -> tuple[str, str]:
+        """No answer or a broken one; a token that is refused."""
+        return f"{status} == 0 or {status} >= 500", f"{status} == 401 or {status} == 403"
+
     proxy_up = selector("up", job=settings.proxy_job)
-    status = proxy("upstream_http_status")
-    no_answer = f"({status} == 0 or {status} >= 500)"
-    rejected = f"({status} == 401 or {status} == 403)"
-    in_use = proxy("secret_info", 'secret="token"')
+    status = selector("metrics_proxy_upstream_http_status", job=settings.proxy_job)
+    no_answer, rejected = answers(proxy("upstream_http_status"))
+    in_use = proxy("secret_info", 'secret="token"', over=f"present_over_time {LOOKBACK}")
     refused = "|".join(REFUSED)
     idle = [queue(m, over=f"max_over_time {when.stalled}") for m in ("throughput", "active_jobs")]
     stalled = f"unless on (queue_name) ({idle[0]} == 0 and {idle[1]} == 0)"
@@ -106,11 +114,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         name="SbaQueueDepthHigh",
         severity="warning",
         hold=when.queue_depth.warning,
-        expr=_lines(
-            depth(lambda limit: limit.warning),
-            f"unless on (queue_name) {far_behind}",
-            stalled,
-        ),
+        expr=_lines(depth(high, lambda limit: limit.warning), stalled),
         summary="Queue {{ $labels.queue_name }} is filling up",
         description="{{ $value }} jobs wait in {{ $labels.queue_name }}, "
         "more than {{ $labels.threshold }}.",
@@ -120,7 +124,10 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         name="SbaQueueDepthCritical",
         severity="critical",
         hold=when.queue_depth.critical,
-        expr=_lines(depth(lambda limit: limit.critical), stalled),
+        expr=_lines(
+            depth(lambda limit, now: f"{now} > {limit.critical}", lambda limit: limit.critical),
+            stalled,
+        ),
         summary="Queue {{ $labels.queue_name }} is far behind",
         description="{{ $value }} jobs wait in {{ $labels.queue_name }}, "
         "more than {{ $labels.threshold }}.",
@@ -143,8 +150,8 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         hold=when.stalled,
         expr=_lines(
             f"{queue('queue_depth')} > 0",
-            f"and on (queue_name) {queue('throughput')} == 0",
-            f"and on (queue_name) {queue('active_jobs')} == 0",
+            f"and {queue('throughput')} == 0",
+            f"and {queue('active_jobs')} == 0",
         ),
         summary="Nobody works on queue {{ $labels.queue_name }}",
         description="{{ $value }} jobs wait in {{ $labels.queue_name }}, none is being worked on "
@@ -160,7 +167,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
             expr=_lines(
                 f"absent_over_time({selector('sba_worker_queue_depth', job=job)}[{LOOKBACK}])",
                 f"unless on () max(max_over_time({workers_up}[{LOOKBACK}])) == 0",
-                f"unless on () absent_over_time({proxy_up}[{LOOKBACK}])",
+                f"unless on () absent({proxy_up})",
             ),
             summary="There are no metrics of the workers",
             description="No sba_worker_queue_depth, and no scrape that fails: the exporter shows "
@@ -181,7 +188,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         name="SbaUpstreamDown",
         severity="critical",
         hold="5m",
-        expr=f"count by (instance, endpoint) {no_answer}",
+        expr=f"count by (instance, endpoint) ({no_answer})",
         summary="The API does not answer the proxy on {{ $labels.endpoint }}",
         description="The proxy works; {{ $labels.endpoint }} refuses connections, takes too long, "
         "or answers with a 5xx.",
@@ -191,7 +198,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         name="SbaTokenRejected",
         severity="critical",
         hold="5m",
-        expr=_lines(rejected, f"and on (instance) {in_use}"),
+        expr=_lines(f"({rejected})", f"and on (instance) {in_use}"),
         summary="The API rejects the admin token on {{ $labels.endpoint }}",
         description="{{ $labels.endpoint }} answers {{ $value }} to the token in use: it was "
         "revoked, has expired, or is not an admin's.",
@@ -203,8 +210,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         hold="10m",
         expr=_lines(
             f"1 - {selector('up', job=job)} > 0",
-            f"unless on (endpoint) {no_answer}",
-            f"unless on (endpoint) {rejected}",
+            *(f"unless on (endpoint) ({it})" for it in answers(status)),
             f"and on () max(max_over_time({proxy_up}[{LOOKBACK}])) == 1",
         ),
         summary="Scrapes of {{ $labels.endpoint }} fail",
@@ -247,9 +253,10 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         name="SbaCertificateExpiring",
         severity="warning",
         hold="15m",
-        expr=_lines(f"{days.warning} - {left} > 0", f"unless {days.critical} - {left} > 0"),
+        expr=f"{left} < {days.warning} >= {days.critical}",
         summary=f"The proxy's certificate ends in less than {days.warning} days",
-        description="Any pulumi up of its last 90 days would have renewed it.",
+        description='{{ $value | printf "%.0f" }} days are left. Any pulumi up of its last 90 days '
+        "would have renewed it.",
         panel="Certificate",
         threshold=days.warning,
     )

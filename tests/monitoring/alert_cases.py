@@ -15,11 +15,14 @@ MINUTES: Final = 45
 CAUSE: Final = 5
 """The minute in which what is wrong begins."""
 
+LIMITS: Final = {"email": (150, 2000), "reports": (20, 450), "sms": (100, 500)}
+"""Warning and critical; `sms` has the defaults."""
+
 CONFIG: Final[dict[str, Any]] = {
     "workers": {
         "queues": {
-            "email": {"warning": 500, "critical": 2000},
-            "reports": {"warning": 20, "critical": 50},
+            name: dict(zip(("warning", "critical"), LIMITS[name], strict=True))
+            for name in ("email", "reports")
         }
     },
     "alerts": {"reboot": "20m"},
@@ -127,15 +130,16 @@ def noise() -> World:
         up(good, "workers"): always(1),
     }
     for endpoint in ("api", "workers"):
-        world[proxy("upstream_http_status", job=bad, endpoint=endpoint)] = always(401)
-        world[proxy("upstream_http_status", job=good, endpoint=endpoint)] = always(503)
+        for status in (0, 401, 403, 503):
+            it = proxy("upstream_http_status", job=f"answers {status}", endpoint=endpoint)
+            world[it] = always(status)
     for name, value in (("sync_timestamp_seconds", 0), ("reboot_required", 1)):
         world[proxy(name, job=bad)] = always(value)
     world[proxy("certificate_not_after_timestamp_seconds", job=bad)] = always(1)
     world[proxy("secret_info", job=good, secret="token", version="1")] = always(1)
     for reason in ("fetch_token", "test"):
         world[proxy("sync_failed", job=bad, reason=reason)] = always(1)
-    for queue in ("email", "reports", "sms"):
+    for queue in LIMITS:
         for name, value in (("queue_depth", 1e6), ("error_rate", 1)):
             world[worker(name, queue, job=bad)] = always(value)
         for name in ("throughput", "active_jobs"):
@@ -147,7 +151,7 @@ def healthy() -> World:
     world = noise() | machine("a:9446")
     for endpoint in ("api", "workers"):
         world[up("sba-api", endpoint)] = always(1)
-    for queue in ("email", "reports", "sms"):
+    for queue in LIMITS:
         world |= workers(queue)
     return world
 
@@ -233,13 +237,15 @@ def stamp(age: float) -> float:
 
 
 ON_A: Final = {"instance": "a:9446"}
+B: Final = "b:9446"
+API_UP: Final = up("sba-api", "api")
 WORKERS_UP: Final = up("sba-api", "workers")
 PROXY_UP: Final = up("sba-proxy")
 END: Final = "certificate_not_after_timestamp_seconds"
 
 
 def _causes() -> Iterable[Cause]:
-    for queue, warning, critical in (("email", 500, 2000), ("reports", 20, 50), ("sms", 100, 500)):
+    for queue, (warning, critical) in LIMITS.items():
         for name, limit in (("High", warning), ("Critical", critical)):
             yield cause(
                 f"SbaQueueDepth{name}",
@@ -337,9 +343,14 @@ def _cases_of(it: Cause) -> Iterable[Case]:
         "four scrapes are missed": range(CAUSE + 1, CAUSE + 5),
     }.items():
         yield case(kind, missing(loud, it.target, minutes), (begin, MINUTES))
-    gone = {series: since(begin + 5, GONE, line) for series, line in loud.items()}
     # the last value counts for five minutes
-    yield case("its series vanish", gone, (begin, begin + 9))
+    for vanished in it.loud:
+        gone = loud | {vanished: since(begin + 5, GONE, loud[vanished])}
+        yield case(f"{vanished[0]} vanishes", gone, (begin, begin + 9))
+    if name.startswith(("SbaQueueDepth", "SbaErrorRate")):
+        [(_, labels)] = it.loud
+        other = workers(dict(labels)["queue_name"], B)
+        yield case("another exporter of the queue is well", other | loud, (begin, MINUTES))
 
 
 def _down(*targets: Series, begin: int = CAUSE, end: int = MINUTES) -> World:
@@ -353,9 +364,7 @@ def _removed(*targets: Series) -> World:
     return {it: since(CAUSE, GONE, line) for it, line in healthy().items() if it in targets}
 
 
-API_UP: Final = up("sba-api", "api")
 EVERYTHING: Final = (PROXY_UP, WORKERS_UP, API_UP)
-B: Final = "b:9446"
 
 
 def _special() -> Iterable[Case]:
@@ -431,8 +440,17 @@ def _special() -> Iterable[Case]:
     two = alert("SbaScrapeFailing", instance=B, endpoint="workers")
     yield case("SbaWorkerMetricsAbsent", "one target of two", twice, (absent, 19), (two, 15))
 
+    # what is another endpoint's is no excuse
+    for status, name in ((503, "SbaUpstreamDown"), (401, "SbaTokenRejected")):
+        world = lines(
+            {API_UP: 0, WORKERS_UP: 0, proxy("upstream_http_status", endpoint="workers"): status}
+        )
+        other = (alert(name, **ON_A, endpoint="workers"), 10)
+        yield case("SbaScrapeFailing", f"beside a {status}", world, (failing, 15), other)
+
     for status, name in (
         (0, "SbaUpstreamDown"),
+        (500, "SbaUpstreamDown"),
         (503, "SbaUpstreamDown"),
         (401, "SbaTokenRejected"),
         (403, "SbaTokenRejected"),
@@ -473,11 +491,19 @@ def _special() -> Iterable[Case]:
         )
         expected = (alert(name, **ON_A, reason=reason), begin)
         yield case("SbaTokenRejected", f"there is no token, {reason}", world, expected)
+    revoked = {it: since(20, GONE, always(1)) for it in token}
+    revoked[proxy("upstream_http_status", endpoint="api")] = since(CAUSE, 401, 200)
+    yield Case(
+        name="SbaTokenRejected: until there is none",
+        about="SbaTokenRejected",
+        changes=revoked,
+        fires={alert("SbaTokenRejected", **ON_A, endpoint="api"): (10, 24)},
+    )
     here = second | {it: always(GONE) for it in token}
     here[proxy("upstream_http_status", endpoint="api")] = always(401)
     yield case("SbaTokenRejected", "no token on one machine of two", here)
 
-    for queue, warning, critical in (("email", 500, 2000), ("reports", 20, 50), ("sms", 100, 500)):
+    for queue, (warning, critical) in LIMITS.items():
         depth = worker("queue_depth", queue)
         high = alert("SbaQueueDepthHigh", queue_name=queue, threshold=warning)
         far = alert("SbaQueueDepthCritical", queue_name=queue, threshold=critical)
@@ -493,6 +519,7 @@ def _special() -> Iterable[Case]:
             changes={depth: since(25, critical + 1, since(CAUSE, warning + 1, 10))},
             fires={high: (15, 29), far: (30, MINUTES)},
         )
+        yield case("SbaQueueDepthCritical", f"{queue} far beyond", lines({depth: 5_000}), (far, 10))
         stalled = alert("SbaWorkerStalled", queue_name=queue)
         for begin, full in ((CAUSE, warning), (CAUSE + 6, critical)):
             world = lines({worker("throughput", queue): 0, worker("active_jobs", queue): 0})
@@ -523,22 +550,53 @@ def _special() -> Iterable[Case]:
         },
     )
 
-    for name, value, labels in (
-        ("queue_depth", 101, {"threshold": 100}),
-        ("error_rate", 0.02, {"threshold": "0.01"}),
-    ):
-        row = {"queue_depth": "SbaQueueDepthHigh", "error_rate": "SbaErrorRateHigh"}[name]
-        both_export = workers("sms", B) | lines({worker(name, "sms"): value})
-        fires = (alert(row, queue_name="sms", **labels), 15)
-        yield case(row, "two export it, one of them well", both_export, fires)
-        every = lines({worker(name, queue): value for queue in ("email", "sms")})
-        queues = ("sms",) if name == "queue_depth" else ("email", "sms")
-        several = [(alert(row, queue_name=queue, **labels), 15) for queue in queues]
-        yield case(row, "several queues", every, *several)
-    two_stalled = workers("sms", B) | lines(
-        {worker(name, "sms"): value for name, value in (("throughput", 0), ("active_jobs", 0))}
+    full = lines({worker("queue_depth", "email"): 2001, worker("queue_depth", "sms"): 101})
+    far_email = alert("SbaQueueDepthCritical", queue_name="email", threshold=2000)
+    high_sms = alert("SbaQueueDepthHigh", queue_name="sms", threshold=100)
+    yield case("SbaQueueDepthHigh", "another is further", full, (far_email, 10), (high_sms, 15))
+    idle_email = {worker(name, "email"): 0 for name in ("throughput", "active_jobs")}
+    email = alert("SbaWorkerStalled", queue_name="email")
+    far_sms = alert("SbaQueueDepthCritical", queue_name="sms", threshold=500)
+    for value, fires in ((101, (high_sms, 15)), (501, (far_sms, 10))):
+        world = lines({**idle_email, worker("queue_depth", "sms"): value})
+        yield case(fires[0][0], "another is stalled", world, (email, 15), fires)
+    every = lines({worker("error_rate", queue): 0.02 for queue in ("email", "sms")})
+    errors = [
+        alert("SbaErrorRateHigh", queue_name=queue, threshold="0.01") for queue in ("email", "sms")
+    ]
+    yield case("SbaErrorRateHigh", "of two queues", every, *((it, 15) for it in errors))
+
+    sms = alert("SbaWorkerStalled", queue_name="sms")
+    idle = {worker(name, "sms"): 0 for name in ("throughput", "active_jobs")}
+    for name in ("throughput", "active_jobs"):
+        for value, instance, kind in ((2, B, "another exporter shows"), (0, "", "now and then")):
+
+            def pulse(minute: int) -> Value:
+                return float(minute % 2)
+
+            stuck = lines(idle)
+            if instance:
+                stuck |= dict.fromkeys(workers("sms", B), always(0))
+            it = worker(name, "sms", instance or "a:9446")
+            stuck[it] = always(value) if instance else since(CAUSE, pulse, 2)
+            yield case("SbaWorkerStalled", f"{kind} {name}", stuck)
+            for about, full_, fires in (
+                ("SbaQueueDepthHigh", 101, (high_sms, 15)),
+                ("SbaQueueDepthCritical", 501, (far_sms, 10)),
+            ):
+                busy = stuck | lines({worker("queue_depth", "sms"): full_})
+                yield case(about, f"full, and {kind} {name}", busy, fires)
+    empty = {it: always(0) for it in idle}
+    empty[worker("queue_depth", "sms")] = since(30, 0, since(CAUSE, 1, 0))
+    yield Case(
+        name="SbaWorkerStalled: while there is a job",
+        about="SbaWorkerStalled",
+        changes=empty,
+        fires={sms: (15, 30)},
     )
-    yield case("SbaWorkerStalled", "another worker works", two_stalled)
+    idle_b = {it: line for it, line in workers("sms", B).items() if it[0].endswith("depth")}
+    empty_b = dict.fromkeys(idle_b, always(0)) | lines({**idle, worker("queue_depth", "sms"): 1})
+    yield case("SbaWorkerStalled", "another exporter shows no job", empty_b, (sms, 15))
 
     ending = 14 * DAY + 60 * 25
     yield Case(

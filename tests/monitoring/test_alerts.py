@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from config.settings import Settings
 from monitoring import alerts
 from tests.monitoring.alert_cases import CASES, CONFIG, MINUTES, TABLE, Case
+from tests.monitoring.alert_mutants import Rule, mutants
 
 MakeSettings = Callable[..., Settings]
-Rule = dict[str, Any]
 
 COMMITTED = Path("ops/prometheus/rules.yml")
 LABELS = "alertname, severity, service, queue_name, endpoint, reason, instance, threshold"
@@ -63,14 +65,17 @@ def firing(case: Case, minute: int) -> list[dict[str, Any]]:
     ]
 
 
-def promtool_test(
-    promtool: str, folder: Path, rules: list[Rule], tests: Iterable[dict[str, Any]]
-) -> str:
+def write_test(folder: Path, name: str, rules: list[Rule], tests: list[dict[str, Any]]) -> str:
+    """Write a file for `promtool test rules`; return its name."""
+    (folder / f"{name}.rules").write_text(json.dumps({"groups": [{"name": name, "rules": rules}]}))
+    document = {"rule_files": [f"{name}.rules"], "evaluation_interval": "1m", "tests": tests}
+    (folder / f"{name}.test").write_text(json.dumps(document))
+    return f"{name}.test"
+
+
+def run(promtool: str, folder: Path, *files: str) -> str:
     """Return what `promtool test rules` finds wrong, or nothing."""
-    (folder / "rules.json").write_text(json.dumps({"groups": [{"name": "g", "rules": rules}]}))
-    document = {"rule_files": ["rules.json"], "evaluation_interval": "1m", "tests": list(tests)}
-    (folder / "tests.json").write_text(json.dumps(document))
-    command = [promtool, "test", "rules", "tests.json"]
+    command = [promtool, "test", "rules", *files]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
     return "" if done.returncode == 0 else (done.stdout + done.stderr).replace("\n\n", "")
 
@@ -104,5 +109,75 @@ def test_exactly_the_right_alerts_fire_at_every_minute_of_every_case(
         }
         for case in CASES
     ]
-    said = promtool_test(promtool, tmp_path, rules, tests)
+    said = run(promtool, tmp_path, write_test(tmp_path, "all", rules, tests))
     assert not said, said[:5_000]
+
+
+def fired(case: Case, rule: Rule) -> dict[str, Any]:
+    """Whether a mutant has fired for as many minutes as its original has to, and so labelled."""
+    origin = rule["alert"].partition("__")[0]
+    minutes: Counter[str] = Counter()
+    for minute in range(MINUTES):
+        for it in firing(case, minute):
+            labels = it["labels"].replace(f'alertname="{origin}", ', "")
+            minutes[labels] += labels != it["labels"]
+    alerts_ = f'ALERTS{{alertname="{rule["alert"]}", alertstate="firing"}}'
+    return {
+        "expr": f"sum by ({LABELS.removeprefix('alertname, ')}) "
+        f"(count_over_time({alerts_}[{MINUTES}m]))",
+        "eval_time": f"{MINUTES - 1}m",
+        "exp_samples": [{"labels": it, "value": n} for it, n in minutes.items() if n],
+    }
+
+
+def caught(
+    promtool: str, folder: Path, rounds: Mapping[str, tuple[list[Rule], list[Case]]]
+) -> set[str]:
+    """The names of the mutants that fire otherwise than their originals in one of these cases.
+
+    `rounds`: alert → its mutants and the cases that they meet.
+    """
+    files = []
+    for name, (rules, cases) in rounds.items():
+        tests = [
+            {
+                "interval": "1m",
+                "input_series": samples(case),
+                "promql_expr_test": [fired(case, rule) for rule in rules],
+            }
+            for case in cases
+        ]
+        files.append(write_test(folder, name, rules, tests))
+    found = re.findall(r'(?:alertname=|rule: )\\?"?(Sba\w+)', run(promtool, folder, *files))
+    return set(found)
+
+
+def test_every_mutant_of_every_rule_is_caught(
+    settings: MakeSettings, promtool: str, tmp_path: Path
+) -> None:
+    alive = {rule["alert"]: mutants(rule) for rule in rules_of(settings(**CONFIG))}
+    assert sum(map(len, alive.values())) > 500
+    own = {name: [case for case in CASES if case.about == name] for name in alive}
+    others = {name: [case for case in CASES if case.about != name] for name in alive}
+    # most mutants die in their first cases
+    for cases, begin, end in (
+        *((own, *part) for part in ((0, 3), (3, 9), (9, None))),
+        *((others, *part) for part in ((0, 40), (40, None))),
+    ):
+        dead = caught(
+            promtool,
+            tmp_path,
+            {name: (rules, cases[name][begin:end]) for name, rules in alive.items() if rules},
+        )
+        for name, rules in alive.items():
+            alive[name] = [rule for rule in rules if rule["alert"] not in dead]
+    survivors = [(rule["for"], rule["expr"]) for rules in alive.values() for rule in rules]
+    assert not survivors, "\n\n".join(f"{hold}: {expr}" for hold, expr in survivors)
+
+
+def test_a_rule_that_is_right_is_not_caught(
+    settings: MakeSettings, promtool: str, tmp_path: Path
+) -> None:
+    rules = {rule["alert"]: rule for rule in rules_of(settings(**CONFIG))}
+    rounds = {name: ([rule], CASES[:20]) for name, rule in rules.items()}
+    assert not caught(promtool, tmp_path, rounds)
