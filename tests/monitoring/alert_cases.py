@@ -9,7 +9,7 @@ from typing import Any, Final
 from host.sync import REASONS
 from monitoring.alerts import REFUSED
 
-MINUTES: Final = 45
+MINUTES: Final = 40
 """Length of a case. Scrapes and rules are a minute apart."""
 
 CAUSE: Final = 5
@@ -135,7 +135,8 @@ def noise() -> World:
             world[it] = always(status)
     for name, value in (("sync_timestamp_seconds", 0), ("reboot_required", 1)):
         world[proxy(name, job=bad)] = always(value)
-    world[proxy("certificate_not_after_timestamp_seconds", job=bad)] = always(1)
+    for job, days in ((bad, 1), (good, 30)):
+        world[proxy("certificate_not_after_timestamp_seconds", job=job)] = always(days * DAY)
     world[proxy("secret_info", job=good, secret="token", version="1")] = always(1)
     for reason in ("fetch_token", "test"):
         world[proxy("sync_failed", job=bad, reason=reason)] = always(1)
