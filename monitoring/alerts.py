@@ -246,7 +246,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         summary="The proxy's sync does not run",
         description="Its last run was {{ $value | humanizeDuration }} ago. A token that is rotated "
         "now does not reach the proxy.",
-        panel="Sync Failures",
+        panel="Last Sync",
         threshold=late,
     )
     yield Alert(

@@ -39,9 +39,8 @@ def numbers(expr: str) -> Iterator[str]:
 
 
 def durations(expr: str) -> Iterator[str]:
-    """A range that spans one sample, or much more; and none where a single value will do."""
+    """A range that is much longer; and none, where a single value will do."""
     for found in re.finditer(r"\[(\d+)m\]", expr):
-        yield replaced(expr, found, "[1m]")
         yield replaced(expr, found, "[25m]")
     for found in re.finditer(r"(last|max|min|present)_over_time\((\w+\{.*?\})\[\w+\]\)", expr):
         yield replaced(expr, found, found[2])
