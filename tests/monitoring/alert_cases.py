@@ -9,7 +9,7 @@ from typing import Any, Final
 from host.sync import REASONS
 from monitoring.alerts import REFUSED
 
-MINUTES: Final = 40
+MINUTES: Final = 32
 """Length of a case. Scrapes and rules are a minute apart."""
 
 CAUSE: Final = 5
@@ -20,7 +20,7 @@ LIMITS: Final = {"email": (150, 2000), "sms": (100, 500)}
 
 CONFIG: Final[dict[str, Any]] = {
     "workers": {"queues": {"email": {"warning": 150, "critical": 2000}}},
-    "alerts": {"reboot": "20m"},
+    "alerts": {"reboot": "15m"},
 }
 """The settings of the rules under test."""
 
@@ -39,7 +39,7 @@ TABLE: Final = {
     "SbaSyncStopped": ("warning", 5),
     "SbaCertificateExpiring": ("warning", 15),
     "SbaCertificateEnding": ("critical", 5),
-    "SbaRebootPending": ("warning", 20),
+    "SbaRebootPending": ("warning", 15),
 }
 """Alert → severity, and minutes for which its cause has to last."""
 
@@ -513,8 +513,8 @@ def _special() -> Iterable[Case]:
         yield Case(
             name=f"SbaQueueDepthHigh: {queue} goes on filling",
             about="SbaQueueDepthHigh",
-            changes={depth: since(25, critical + 1, since(CAUSE, warning + 1, 10))},
-            fires={high: (15, 29), far: (30, MINUTES)},
+            changes={depth: since(20, critical + 1, since(CAUSE, warning + 1, 10))},
+            fires={high: (15, 24), far: (25, MINUTES)},
         )
         yield case("SbaQueueDepthCritical", f"{queue} far beyond", lines({depth: 5_000}), (far, 10))
         stalled = alert("SbaWorkerStalled", queue_name=queue)
@@ -535,15 +535,15 @@ def _special() -> Iterable[Case]:
     yield case(
         "SbaWorkerStalled", "idle and done at once", lines({worker("active_jobs", "sms"): 0})
     )
-    late = lines({worker("throughput", "sms"): 0, worker("active_jobs", "sms"): 0}, begin=25)
+    late = lines({worker("throughput", "sms"): 0, worker("active_jobs", "sms"): 0}, begin=18)
     late[worker("queue_depth", "sms")] = since(CAUSE, 101, 10)
     yield Case(
         name="SbaWorkerStalled: a full queue is stalled later",
         about="SbaQueueDepthHigh",
         changes=late,
         fires={
-            alert("SbaQueueDepthHigh", queue_name="sms", threshold=100): (15, 34),
-            alert("SbaWorkerStalled", queue_name="sms"): (35, MINUTES),
+            alert("SbaQueueDepthHigh", queue_name="sms", threshold=100): (15, 27),
+            alert("SbaWorkerStalled", queue_name="sms"): (28, MINUTES),
         },
     )
 
@@ -584,25 +584,25 @@ def _special() -> Iterable[Case]:
                 busy = stuck | lines({worker("queue_depth", "sms"): full_})
                 yield case(about, f"full, and {kind} {name}", busy, fires)
     empty = {it: always(0) for it in idle}
-    empty[worker("queue_depth", "sms")] = since(30, 0, since(CAUSE, 1, 0))
+    empty[worker("queue_depth", "sms")] = since(25, 0, since(CAUSE, 1, 0))
     yield Case(
         name="SbaWorkerStalled: while there is a job",
         about="SbaWorkerStalled",
         changes=empty,
-        fires={sms: (15, 30)},
+        fires={sms: (15, 25)},
     )
     idle_b = {it: line for it, line in workers("sms", B).items() if it[0].endswith("depth")}
     empty_b = dict.fromkeys(idle_b, always(0)) | lines({**idle, worker("queue_depth", "sms"): 1})
     yield case("SbaWorkerStalled", "another exporter shows no job", empty_b, (sms, 15))
 
-    ending = 14 * DAY + 60 * 25
+    ending = 14 * DAY + 60 * 22
     yield Case(
         name="SbaCertificateExpiring: until it is about to end",
         about="SbaCertificateExpiring",
         changes=lines({proxy(END): ending}),
         fires={
-            alert("SbaCertificateExpiring", **ON_A, threshold=60): (20, 26),
-            alert("SbaCertificateEnding", **ON_A, threshold=14): (31, MINUTES),
+            alert("SbaCertificateExpiring", **ON_A, threshold=60): (20, 23),
+            alert("SbaCertificateEnding", **ON_A, threshold=14): (28, MINUTES),
         },
     )
     exactly = lines({proxy(END): lambda minute: 60 * minute + 14 * DAY})
