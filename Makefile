@@ -25,8 +25,9 @@ check: ## ruff and mypy
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m mypy
 
-generate: ## render what is committed in ops/: the dashboard's Workers section, the proxy configurations
+generate: ## render what is committed in ops/: the dashboard's section, the alerts, the proxy configurations
 	@$(PYTHON) -m monitoring.dashboard ops/grafana/dashboard-sba.json
+	@$(PYTHON) -m monitoring.alerts ops/prometheus/rules.yml
 	@$(PYTHON) -m host.proxy ops/proxy
 
 behaviour: ## write docs/behaviour.md, as the suite finds it
