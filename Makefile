@@ -1,4 +1,4 @@
-.PHONY: help setup demo down test check generate behaviour
+.PHONY: help setup demo down test check generate dashboard behaviour
 PYTHON := .venv/bin/python
 
 help: ## show this
@@ -25,8 +25,10 @@ check: ## ruff and mypy
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m mypy
 
-generate: ## render what is committed in ops/: the dashboard's section, the alerts, the proxy configurations
+dashboard: ## render the program's sections into ops/grafana/dashboard-sba.json, with default limits
 	@$(PYTHON) -m monitoring.dashboard ops/grafana/dashboard-sba.json
+
+generate: dashboard ## render what is committed in ops/: the dashboard, the alerts, the proxy configurations
 	@$(PYTHON) -m monitoring.alerts ops/prometheus/rules.yml
 	@$(PYTHON) -m host.proxy ops/proxy
 

@@ -9,7 +9,8 @@ import components as c
 from config import stack
 from host import cloud_config, proxy
 from monitoring import alerts, scrape
-from monitoring.dashboard import load_dashboard, with_workers
+from monitoring.classic import load_dashboard
+from monitoring.dashboard import deployable
 
 with stack.refusals():
     settings, token = stack.load()
@@ -18,8 +19,13 @@ with stack.refusals():
     region, names = aws.get_region().region, c.secret_names(settings.stack)
     user_data = cloud_config.render(settings, region, names)
     file = Path(__file__).parent / settings.grafana.dashboard
-    dashboard = with_workers(load_dashboard(file), settings) if settings.grafana.enabled else None
+    dashboard = deployable(load_dashboard(file), settings) if settings.grafana.enabled else None
 
+if dashboard is not None:
+    args = c.MonitoringArgs(settings=settings, dashboard=dashboard)
+    monitoring = c.Monitoring("monitoring", args)
+    c.before_aws(monitoring.dashboard)
+    pulumi.export("dashboardUrl", monitoring.dashboard_url)
 network = c.ProxyNetwork("network", c.ProxyNetworkArgs(settings=settings))
 certificates = c.Certificates(
     "tls", c.CertificatesArgs(settings=settings, ip_address=network.private_ip)
@@ -44,10 +50,6 @@ host = c.ProxyHost(
         secret_arns=[secrets.token_secret_arn, secrets.bundle_secret_arn],
     ),
 )
-if dashboard is not None:
-    args = c.MonitoringArgs(settings=settings, dashboard=dashboard)
-    pulumi.export("dashboardUrl", c.Monitoring("monitoring", args).dashboard_url)
-
 pulumi.export("proxyUrl", pulumi.Output.concat("https://", network.private_ip, f":{settings.port}"))
 pulumi.export("privateIp", network.private_ip)
 pulumi.export("caCertificate", certificates.ca_certificate)

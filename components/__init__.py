@@ -1,7 +1,7 @@
 """The component resources of the program."""
 
 from components.certificates import Certificates, CertificatesArgs
-from components.monitoring import Monitoring, MonitoringArgs
+from components.monitoring import Monitoring, MonitoringArgs, before_aws
 from components.proxy_host import ProxyHost, ProxyHostArgs, image
 from components.proxy_network import ProxyNetwork, ProxyNetworkArgs
 from components.proxy_secrets import ProxySecrets, ProxySecretsArgs, secret_names
@@ -17,6 +17,7 @@ __all__ = [
     "ProxyNetworkArgs",
     "ProxySecrets",
     "ProxySecretsArgs",
+    "before_aws",
     "image",
     "secret_names",
 ]

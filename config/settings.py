@@ -188,6 +188,7 @@ Duration = Annotated[
         "a duration of minutes or hours such as 10m or 24h, at least 2m",
     ),
 ]
+GrafanaUid = Annotated[str, _matches(r"[A-Za-z0-9_-]{1,40}", "a Grafana uid")]
 
 
 class _Model(BaseModel):
@@ -282,14 +283,46 @@ class Grafana(_Model):
 
     enabled: bool = True
     folder_title: Annotated[str, Field(min_length=1, max_length=189)] = "SBA"
-    datasource_uid: Annotated[str, _matches(r"[A-Za-z0-9_-]{1,40}", "a Grafana uid")] = "prometheus"
+    folder_uid: GrafanaUid | None = None
+    """A folder that is there and stays somebody else's, in place of one with `folder_title`."""
+    adopt_folder: bool = False
+    """The stack's own folder is there already: it becomes the stack's, as `pulumi import` does."""
+    overwrite_dashboard: bool = False
+    """A dashboard with this uid is there already: this one takes its place."""
+    datasource_uid: Annotated[
+        str,
+        _matches(r"[A-Za-z0-9_-]{1,40}|\$\{\w+\}", "a Grafana uid or a variable such as ${name}"),
+    ] = "prometheus"
+    """Of the panels; a variable is one of the dashboard's."""
+    alert_datasource_uid: GrafanaUid | None = None
+    """Of the alerts, which know no variables; `datasource_uid` where it is not set."""
     alerts: bool = True
     contact_point: Annotated[str | None, Field(min_length=1, max_length=190)] = None
     """Who is told. Grafana itself routes where there is none; a route per rule needs Grafana 11, or
     10.4 with a feature flag."""
     runbook_url: Annotated[str | None, _matches(r"https?://[^\s\"'<>]+", "an http(s) URL")] = None
     dashboard: Annotated[str, Field(min_length=1)] = "ops/grafana/dashboard-sba.json"
-    dashboard_uid: Annotated[str | None, _matches(r"[A-Za-z0-9_-]{1,40}", "a Grafana uid")] = None
+    dashboard_uid: GrafanaUid | None = None
+
+    @property
+    def alert_datasource(self) -> str:
+        """The data source that the alerts ask."""
+        return self.alert_datasource_uid or self.datasource_uid
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        given = self.model_fields_set
+        if self.alerts and self.alert_datasource.startswith("$"):
+            raise ValueError(
+                f"datasourceUid {self.datasource_uid} is a variable, which alerts do not know; set "
+                "alertDatasourceUid too"
+            )
+        if self.folder_uid is not None and given & {"folder_title", "adopt_folder"}:
+            raise ValueError(
+                "folderUid names somebody else's folder; folderTitle and adoptFolder are for the "
+                "stack's own"
+            )
+        return self
 
 
 DEFAULT_ENDPOINTS: Final = (
@@ -371,6 +404,12 @@ class Settings(_Model):
     def proxy_job(self) -> str:
         """The Prometheus job of `/metrics/proxy`: `sba-proxy` beside `sba-api`."""
         return f"{self.job.removesuffix('-api')}-proxy"
+
+    @property
+    def sync_late(self) -> int:
+        """Seconds since the last sync from which none runs: three of its intervals, and the time
+        until Prometheus has scraped and evaluated the last one."""
+        return 3 * self.sync_interval + 300
 
     @property
     def own_token(self) -> bool:

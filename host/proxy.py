@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from config.files import replace
 from config.settings import NAMESPACE, PROXY_PATH, Endpoint, Settings, SettingsError
 
 SECRET_MAX: Final = 65_536
@@ -136,8 +137,8 @@ def by_hand(server: str) -> str:
 def main() -> None:
     """Write what people without Pulumi need into a folder: `make generate`."""
     for server in SYNC_COMMANDS:
-        Path(sys.argv[1], f"{server}-prometheus-auth.conf").write_text(by_hand(server))
-    Path(sys.argv[1], "headers.lua").write_text(templates.get_template("headers.lua").render())
+        replace(Path(sys.argv[1], f"{server}-prometheus-auth.conf"), by_hand(server))
+    replace(Path(sys.argv[1], "headers.lua"), templates.get_template("headers.lua").render())
 
 
 if __name__ == "__main__":

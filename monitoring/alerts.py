@@ -14,10 +14,11 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Literal
 
+from config.files import replace
 from config.settings import Limits, Settings
+from monitoring import panels as p
 from monitoring.text import dump_yaml, quoted, selector
 
 Json = dict[str, Any]
@@ -54,8 +55,8 @@ class Alert:
     summary: str
     description: str
     """`$value` is the expression's. Templates that Prometheus and Grafana have in common."""
-    panel: str
-    """The title of the panel to look at."""
+    panel: int
+    """The id of the panel to look at."""
     threshold: float | None = None
     """The label, where the expression does not set it."""
 
@@ -107,8 +108,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
     stalled = f"unless on (queue_name) ({idle[0]} == 0 and {idle[1]} == 0)"
     days = when.certificate_days
     left = f"({proxy('certificate_not_after_timestamp_seconds')} - time()) / 86400"
-    # three runs of the sync, and the time until Prometheus has scraped and evaluated the last one
-    late = 3 * settings.sync_interval + 300
+    late = settings.sync_late
 
     yield Alert(
         name="SbaQueueDepthHigh",
@@ -118,7 +118,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         summary="Queue {{ $labels.queue_name }} is filling up",
         description="{{ $value }} jobs wait in {{ $labels.queue_name }}, "
         "more than {{ $labels.threshold }}.",
-        panel="Queue Depth",
+        panel=p.QUEUE_DEPTH,
     )
     yield Alert(
         name="SbaQueueDepthCritical",
@@ -131,7 +131,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         summary="Queue {{ $labels.queue_name }} is far behind",
         description="{{ $value }} jobs wait in {{ $labels.queue_name }}, "
         "more than {{ $labels.threshold }}.",
-        panel="Queue Depth",
+        panel=p.QUEUE_DEPTH,
     )
     yield Alert(
         name="SbaErrorRateHigh",
@@ -141,7 +141,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         summary="Jobs of queue {{ $labels.queue_name }} fail",
         description="{{ $value | humanizePercentage }} of the jobs in {{ $labels.queue_name }} "
         f"fail, more than {limits.error_rate * 100:g} %.",
-        panel="Workers Error Rate",
+        panel=p.ERROR_RATE,
         threshold=limits.error_rate,
     )
     yield Alert(
@@ -156,7 +156,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         summary="Nobody works on queue {{ $labels.queue_name }}",
         description="{{ $value }} jobs wait in {{ $labels.queue_name }}, none is being worked on "
         "and none was finished.",
-        panel="Active Jobs",
+        panel=p.ACTIVE_JOBS,
     )
     if any(endpoint.name == WORKERS for endpoint in settings.endpoints):
         workers_up = selector("up", job=job, endpoint=WORKERS)
@@ -172,7 +172,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
             summary="There are no metrics of the workers",
             description="No sba_worker_queue_depth, and no scrape that fails: the exporter shows "
             "none, or Prometheus no longer scrapes it.",
-            panel="Queue Depth",
+            panel=p.QUEUE_DEPTH,
         )
     yield Alert(
         name="SbaProxyDown",
@@ -182,7 +182,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         summary="The metrics proxy does not answer",
         description="Prometheus cannot scrape the proxy's own metrics: the machine, its server, "
         "the security group, or the certificate and Prometheus' CA.",
-        panel="Scrapes",
+        panel=p.SCRAPES,
     )
     yield Alert(
         name="SbaUpstreamDown",
@@ -192,7 +192,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         summary="The API does not answer the proxy on {{ $labels.endpoint }}",
         description="The proxy works; {{ $labels.endpoint }} refuses connections, takes too long, "
         "or answers with a 5xx.",
-        panel="Upstream Status",
+        panel=p.UPSTREAM_STATUS,
     )
     yield Alert(
         name="SbaTokenRejected",
@@ -202,7 +202,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         summary="The API rejects the admin token on {{ $labels.endpoint }}",
         description="{{ $labels.endpoint }} answers {{ $value }} to the token in use: it was "
         "revoked, has expired, or is not an admin's.",
-        panel="Upstream Status",
+        panel=p.UPSTREAM_STATUS,
     )
     yield Alert(
         name="SbaScrapeFailing",
@@ -216,7 +216,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         summary="Scrapes of {{ $labels.endpoint }} fail",
         description="The proxy works, the API answers it and takes the token: look at Prometheus' "
         "own error for the target (Content-Type, timeout, size, text that is no metrics).",
-        panel="Scrapes",
+        panel=p.SCRAPES,
     )
     yield Alert(
         name="SbaSyncFailing",
@@ -226,7 +226,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         summary="The proxy's sync fails: {{ $labels.reason }}",
         description="Newer tokens, certificates and configurations are not seen. The last good "
         "ones stay in use.",
-        panel="Sync Failures",
+        panel=p.SYNC_FAILURES,
     )
     yield Alert(
         name="SbaVersionRefused",
@@ -236,7 +236,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         summary="The proxy does not take a newer version: {{ $labels.reason }}",
         description="A newer token, certificate or configuration was refused or put back. The last "
         "good one stays in use.",
-        panel="Sync Failures",
+        panel=p.SYNC_FAILURES,
     )
     yield Alert(
         name="SbaSyncStopped",
@@ -246,7 +246,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         summary="The proxy's sync does not run",
         description="Its last run was {{ $value | humanizeDuration }} ago. A token that is rotated "
         "now does not reach the proxy.",
-        panel="Last Sync",
+        panel=p.LAST_SYNC,
         threshold=late,
     )
     yield Alert(
@@ -257,7 +257,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         summary=f"The proxy's certificate ends in less than {days.warning} days",
         description='{{ $value | printf "%.0f" }} days are left. Any pulumi up of its last 90 days '
         "would have renewed it.",
-        panel="Certificate",
+        panel=p.CERTIFICATE,
         threshold=days.warning,
     )
     yield Alert(
@@ -267,7 +267,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         expr=f"{days.critical} - {left} > 0",
         summary=f"The proxy's certificate ends in less than {days.critical} days",
         description="When it has ended, every scrape fails.",
-        panel="Certificate",
+        panel=p.CERTIFICATE,
         threshold=days.critical,
     )
     yield Alert(
@@ -277,22 +277,12 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         expr=f"{proxy('reboot_required')} == 1",
         summary="The proxy's machine waits for a reboot",
         description="Security updates, of the kernel as a rule, are installed and not in use.",
-        panel="Reboot",
+        panel=p.REBOOT,
     )
 
 
 def _lines(*clauses: str) -> str:
     return "\n".join(clauses)
-
-
-def panel_id(dashboard: Mapping[str, Any], title: str) -> int | None:
-    """Return the id of the panel with this title, in a row or not."""
-    for panel in dashboard.get("panels", []):
-        if panel.get("title") == title:
-            return int(panel["id"])
-        if found := panel_id(panel, title):
-            return found
-    return None
 
 
 def prometheus(settings: Settings, dashboard: Mapping[str, Any] | None = None) -> Json:
@@ -331,18 +321,17 @@ def _grafana_rule(settings: Settings, alert: Alert, dashboard: Mapping[str, Any]
     query = {"refId": "A", "expr": alert.expr, "instant": True, "range": False}
     last = {"refId": "B", "type": "reduce", "expression": "A", "reducer": "last"}
     fires = {"refId": "C", "type": "math", "expression": "$B > 0"}
-    sources = [(query, settings.grafana.datasource_uid), (last, "__expr__"), (fires, "__expr__")]
+    sources = [(query, settings.grafana.alert_datasource), (last, "__expr__"), (fires, "__expr__")]
     annotations = {
         key: text.replace("$value", "$values.B.Value")
         for key, text in _annotations(settings, alert, dashboard).items()
     }
-    panel = panel_id(dashboard, alert.panel)
-    if "uid" in dashboard and panel:
-        annotations |= {"__dashboardUid__": dashboard["uid"], "__panelId__": str(panel)}
+    if uid := dashboard.get("uid"):
+        annotations |= {"__dashboardUid__": uid, "__panelId__": str(alert.panel)}
     contact = settings.grafana.contact_point
     return {
         "uid": _uid(settings, alert),
-        "name": alert.name,
+        "name": _title(settings, alert),
         "condition": "C",
         "for_": alert.hold,
         "datas": [
@@ -362,6 +351,12 @@ def _grafana_rule(settings: Settings, alert: Alert, dashboard: Mapping[str, Any]
         "exec_err_state": "Error" if alert.name == "SbaProxyDown" else "OK",
         **({"notification_settings": {"contact_point": contact}} if contact else {}),
     }
+
+
+def _title(settings: Settings, alert: Alert) -> str:
+    """Grafana has a title once in a folder, which other stacks may be in if it is not our own."""
+    shared = settings.grafana.folder_uid is not None
+    return f"{alert.name} ({settings.stack})" if shared else alert.name
 
 
 def _uid(settings: Settings, alert: Alert) -> str:
@@ -384,14 +379,14 @@ def _annotations(
         "description": alert.description,
         **({"runbook_url": f"{runbook}#{alert.name.lower()}"} if runbook else {}),
         **({"dashboard": uid} if uid else {}),
-        "panel": alert.panel,
+        "panel": p.OWN[alert.panel][0],
     }
 
 
 def main(path: str) -> None:
     """Write the rules for the default settings, which do not need the required ones."""
     settings = Settings.model_construct(stack="", subnet_id="", prometheus_cidrs=())
-    Path(path).write_text(rules_file(settings), encoding="utf-8")
+    replace(path, rules_file(settings))
 
 
 if __name__ == "__main__":

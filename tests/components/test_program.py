@@ -210,10 +210,36 @@ def test_the_certificate_names_server_and_address(deploy: Deploy) -> None:
     assert request["ipAddresses"] == ["10.20.0.10"]
 
 
+DASHBOARD = "grafana:oss/dashboard:Dashboard"
+FOLDER = "grafana:oss/folder:Folder"
+
+
 def test_grafana_can_be_left_out(deploy: Deploy) -> None:
     cloud = deploy(grafana={"enabled": False, "dashboard": "missing.json"})
     assert not [r for r in cloud.resources if r.typ.startswith("grafana:")]
     assert "dashboardUrl" not in cloud.outputs
+
+
+def test_aws_waits_for_grafana_to_take_the_dashboard(deploy: Deploy) -> None:
+    cloud = deploy()
+    [dashboard] = [r for r in cloud.requests.values() if r.type == DASHBOARD]
+    for request in cloud.requests.values():
+        waits = any(urn.endswith(f"::{dashboard.name}") for urn in request.dependencies)
+        assert waits == request.type.startswith("aws:"), request.name
+
+
+def test_the_folder_is_the_stacks_or_somebody_elses(deploy: Deploy) -> None:
+    cloud = deploy(stack="dev.eu")
+    assert cloud.only(FOLDER) == {"uid": "sba-dev-eu", "title": "SBA"}
+    assert cloud.only(DASHBOARD)["folder"] == "sba-dev-eu"
+    assert cloud.only(DASHBOARD)["overwrite"] is False
+    assert cloud.requests["monitoring-folder"].importId == ""
+    cloud = deploy(grafana={"folderUid": "theirs", "overwriteDashboard": True})
+    assert cloud.all(FOLDER) == []
+    assert cloud.only(DASHBOARD)["folder"] == "theirs"
+    assert cloud.only(DASHBOARD)["overwrite"] is True
+    adopting = deploy(grafana={"adoptFolder": True}).requests["monitoring-folder"]
+    assert adopting.importId == "sba-dev"
 
 
 def test_the_outputs(deploy: Deploy) -> None:
@@ -245,7 +271,7 @@ def test_the_alerts_are_grafanas_and_an_output(deploy: Deploy) -> None:
     limits = {"queues": {"mail": {"warning": 7, "critical": 9}}}
     cloud = deploy(workers=limits, grafana={"contactPoint": "on call"})
     group = cloud.only(RULES)
-    assert (group["name"], group["folderUid"]) == ("metrics-proxy", "sba-dev")
+    assert (group["name"], group["folderUid"]) == ("metrics-proxy-dev", "sba-dev")
     assert group["intervalSeconds"] == 60
     written = yaml.safe_load(cloud.outputs["prometheusRules"])["groups"][0]["rules"]
     assert len(written) == len(group["rules"]) > 10
@@ -254,6 +280,18 @@ def test_the_alerts_are_grafanas_and_an_output(deploy: Deploy) -> None:
         assert (ours["alert"], ours["expr"]) == (theirs["name"], query["expr"])
         assert theirs["notificationSettings"] == {"contactPoint": "on call"}
     assert "> 7" in written[0]["expr"]
+
+
+def test_in_a_shared_folder_the_alerts_name_their_stack(deploy: Deploy) -> None:
+    group = deploy(grafana={"folderUid": "theirs"}).only(RULES)
+    assert (group["name"], group["folderUid"]) == ("metrics-proxy-dev", "theirs")
+    assert all(rule["name"].endswith(" (dev)") for rule in group["rules"])
+
+
+def test_alerts_know_no_variable_and_have_a_data_source_of_their_own(deploy: Deploy) -> None:
+    grafana = {"datasourceUid": "mimir", "alertDatasourceUid": "prometheus-2"}
+    for rule in deploy(grafana=grafana).only(RULES)["rules"]:
+        assert rule["datas"][0]["datasourceUid"] == "prometheus-2"
 
 
 def test_alerts_can_be_left_to_prometheus(deploy: Deploy) -> None:

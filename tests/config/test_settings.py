@@ -108,6 +108,17 @@ def test_a_bad_setting_is_refused_in_one_line_with_key_and_value(
         ("grafana", {"folder": "SBA"}, "folder", '"SBA"', "is no setting"),
         ("grafana", {"runbookUrl": "wiki"}, "runbookUrl", '"wiki"', "an http(s) URL"),
         ("grafana", {"dashboardUid": "a b"}, "dashboardUid", '"a b"', "a Grafana uid"),
+        ("grafana", {"dashboardUid": 41 * "u"}, "dashboardUid", f'"{41 * "u"}"', "a Grafana uid"),
+        ("grafana", {"folderUid": "a.b"}, "folderUid", '"a.b"', "a Grafana uid"),
+        (
+            "grafana",
+            {"alertDatasourceUid": "${a}"},
+            "alertDatasourceUid",
+            '"${a}"',
+            "a Grafana uid",
+        ),
+        ("grafana", {"datasourceUid": "$a"}, "datasourceUid", '"$a"', "a variable such as ${name}"),
+        ("grafana", {"overwriteDashboard": "yes"}, "overwriteDashboard", '"yes"', "valid boolean"),
         ("workers", {"errorRate": 1.5}, "errorRate", "1.5", "less than or equal to 1"),
         ("workers", {"errorRate": -0.1}, "errorRate", "-0.1", "greater than or equal to 0"),
         ("workers", {"errorRates": 0.1}, "errorRates", "0.1", "is no setting"),
@@ -366,9 +377,32 @@ def test_every_problem_has_a_line_of_its_own() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("grafana", "problem"),
+    [
+        ({"folderUid": "theirs", "folderTitle": "SBA"}, "folderUid names somebody else's folder"),
+        ({"folderUid": "theirs", "adoptFolder": True}, "folderUid names somebody else's folder"),
+        ({"datasourceUid": "${source}"}, "${source} is a variable, which alerts do not know"),
+    ],
+)
+def test_settings_of_grafana_that_contradict_each_other_are_refused(
+    grafana: dict[str, object], problem: str
+) -> None:
+    assert problem in refusal(grafana=grafana)
+
+
+def test_alerts_ask_the_panels_data_source_unless_told_otherwise() -> None:
+    assert parse().grafana.alert_datasource == "prometheus"
+    assert parse(grafana={"datasourceUid": "mimir"}).grafana.alert_datasource == "mimir"
+    both = {"datasourceUid": "${source}", "alertDatasourceUid": "mimir"}
+    assert parse(grafana=both).grafana.alert_datasource == "mimir"
+
+
 def test_an_optional_text_inside_a_section_may_be_null() -> None:
     empty = parse(
-        grafana={"contactPoint": None, "runbookUrl": None, "dashboardUid": None},
+        grafana=dict.fromkeys(
+            ("contactPoint", "runbookUrl", "dashboardUid", "folderUid", "alertDatasourceUid")
+        ),
         **endpoint(ca=None),
     )
     assert empty == parse(**endpoint())

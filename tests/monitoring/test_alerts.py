@@ -16,7 +16,7 @@ import pytest
 
 from config.settings import Settings
 from monitoring import alerts
-from monitoring.dashboard import with_workers
+from monitoring.dashboard import with_sections
 from tests.monitoring.alert_cases import CASES, CONFIG, MINUTES, TABLE, Case
 from tests.monitoring.alert_mutants import Rule, mutants
 
@@ -257,7 +257,7 @@ def test_no_template_of_an_alert_fails(
 @pytest.mark.parametrize("stack", ["dev", "a-stack-of-36-characters-0123456789.x"])
 def test_grafana_has_the_same_rules(settings: MakeSettings, stack: str) -> None:
     chosen = settings().model_copy(update={"stack": stack})
-    dashboard = with_workers({"title": "SBA", "uid": "sba"}, chosen)
+    dashboard = with_sections({"title": "SBA", "uid": "sba"}, chosen)
     rules = alerts.grafana(chosen, dashboard)
     for rule, theirs in zip(rules, rules_of(chosen), strict=True):
         assert rule["name"] == theirs["alert"]
@@ -290,7 +290,7 @@ def test_stacks_in_one_grafana_have_uids_of_their_own(settings: MakeSettings) ->
 
 def test_a_rule_links_to_its_panel(settings: MakeSettings) -> None:
     chosen = settings(grafana={"runbookUrl": "https://wiki.example.com/r", "contactPoint": "ops"})
-    dashboard = with_workers({"title": "SBA", "uid": "sba"}, chosen)
+    dashboard = with_sections({"title": "SBA", "uid": "sba"}, chosen)
     titles = {str(panel["id"]): panel["title"] for panel in dashboard["panels"]}
     for rule in alerts.grafana(chosen, dashboard):
         said = rule["annotations"]
@@ -301,7 +301,7 @@ def test_a_rule_links_to_its_panel(settings: MakeSettings) -> None:
 
 
 def test_a_dashboard_without_a_uid_is_not_linked(settings: MakeSettings) -> None:
-    for rule in alerts.grafana(settings(), with_workers({"title": "SBA"}, settings())):
+    for rule in alerts.grafana(settings(), with_sections({"title": "SBA"}, settings())):
         assert not {"dashboard", "__dashboardUid__", "__panelId__"} & rule["annotations"].keys()
 
 

@@ -11,6 +11,7 @@ import pytest
 from config.settings import Settings
 from host import sync
 from monitoring.alerts import REFUSED, alerts
+from monitoring.panels import OWN
 from sandbox.api import GAUGES
 
 MakeSettings = Callable[..., Settings]
@@ -49,7 +50,7 @@ def test_every_alert_has_its_section(settings: MakeSettings, book: tuple[str, st
     assert [title for title in found if title.startswith("Sba")] == [it.name for it in table]
     for alert in table:
         section = found[alert.name].strip().splitlines()
-        assert section[0] == f"{alert.severity} · {alert.hold} · {alert.panel}"
+        assert section[0] == f"{alert.severity} · {alert.hold} · {OWN[alert.panel][0]}"
         assert [re.findall(r"\*\*(.+)\*\*", line) for line in section[2:]] == [
             [part] for part in PARTS[name]
         ]

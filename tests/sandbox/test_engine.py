@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sandbox import aws
 from sandbox.engine import Engine, ProgramError
+from sandbox.providers import grafana
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +105,104 @@ def test_a_stack_lives_from_preview_to_destroy(
 
     engine.destroy()
     assert {k: v for k, v in inventory(account).items() if v} == {}
+
+
+def changed(engine: Engine) -> set[str]:
+    """The types of what a preview would change."""
+    lines: list[str] = []
+    engine.preview(lines.append, diff=True)
+    return set(re.findall(r"^ *[-+~][-+~ ]*(\w+:\S+): \(", "\n".join(lines), re.M))
+
+
+DASHBOARD = "grafana:oss/dashboard:Dashboard"
+ALERTS = "grafana:alerting/ruleGroup:RuleGroup"
+
+
+@pytest.fixture
+def destroyed(engine: Engine) -> Iterator[Engine]:
+    """The engine, whose stack is empty before and after; the settings for Grafana are gone too."""
+    yield engine
+    engine.destroy()
+    engine.configure({"grafana": None, "workers": None})
+    shutil.rmtree(engine.provisioning)
+    engine.provisioning.mkdir()
+
+
+def in_grafana(engine: Engine, monkeypatch: pytest.MonkeyPatch, uid: str, title: str) -> Path:
+    """A folder that somebody else made; where its dashboards are."""
+    monkeypatch.setenv("SANDBOX_GRAFANA_PROVISIONING", str(engine.provisioning))
+    grafana.Folder().create({"uid": uid, "title": title})
+    return engine.provisioning / "dashboards" / uid
+
+
+def test_a_limit_changes_the_dashboard_and_the_rules_alone(destroyed: Engine) -> None:
+    engine = destroyed
+    engine.up()
+    for workers in (
+        {"errorRate": 0.05},
+        {"queueDepth": {"warning": 7, "critical": 9}},
+        {"queues": {"email": {"warning": 7, "critical": 9}}},
+    ):
+        engine.configure({"workers": workers})
+        assert changed(engine) - {ALERTS} == {DASHBOARD}
+        assert set(engine.up()) == {"same", "update"}
+        assert set(engine.preview()) == {"same"}
+
+
+def test_a_dashboard_that_is_there_stops_everything_before_aws(
+    destroyed: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, account = destroyed, aws.Account.read(destroyed.backend.parent / "aws.json")
+    theirs = in_grafana(engine, monkeypatch, "theirs", "Theirs") / "sba.json"
+    theirs.write_text('{"title": "Theirs", "uid": "sba"}')
+    with pytest.raises(ProgramError, match="the uid 'sba' is taken"):
+        engine.up()
+    assert not any(inventory(account).values())
+    assert "Theirs" in theirs.read_text()
+
+    engine.configure({"grafana": {"overwriteDashboard": True}})
+    engine.up()
+    assert not theirs.exists()
+    [ours] = engine.provisioning.glob("dashboards/*/sba.json")
+    assert ours.parent.name == "sba-local"
+    assert set(engine.preview()) == {"same"}
+    # it is the stack's from now on
+    engine.configure({"grafana": None})
+    assert changed(engine) == {DASHBOARD}
+    engine.up()
+    assert set(engine.preview()) == {"same"}
+
+
+def test_a_folder_that_is_there_is_adopted_if_the_settings_say_so(
+    destroyed: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, account = destroyed, aws.Account.read(destroyed.backend.parent / "aws.json")
+    in_grafana(engine, monkeypatch, "sba-local", "SBA")
+    with pytest.raises(ProgramError, match="a folder with the uid 'sba-local' exists"):
+        engine.up()
+    assert not any(inventory(account).values())
+
+    engine.configure({"grafana": {"adoptFolder": True, "folderTitle": "Ours"}})
+    assert engine.up()["import"] == 1
+    assert grafana.folder_title("sba-local") == "Ours"
+    assert set(engine.preview()) == {"same"}
+    engine.configure({"grafana": {"folderTitle": "Ours"}})
+    assert set(engine.preview()) == {"same"}
+
+
+def test_a_folder_of_others_holds_the_dashboard_and_stays(
+    destroyed: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = destroyed
+    theirs = in_grafana(engine, monkeypatch, "theirs", "Theirs")
+    engine.configure({"grafana": {"folderUid": "theirs"}})
+    engine.up()
+    assert [path.name for path in theirs.iterdir()] == ["sba.json"]
+    assert [path.name for path in theirs.parent.glob("*.yaml")] == ["theirs.yaml"]
+    assert set(engine.preview()) == {"same"}
+    engine.destroy()
+    assert theirs.is_dir()
+    assert not list(theirs.iterdir())
 
 
 @pytest.mark.parametrize(
