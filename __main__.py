@@ -53,9 +53,11 @@ host = c.ProxyHost(
 pulumi.export("proxyUrl", pulumi.Output.concat("https://", network.private_ip, f":{settings.port}"))
 pulumi.export("privateIp", network.private_ip)
 pulumi.export("caCertificate", certificates.ca_certificate)
-target = pulumi.Output.all(network.private_ip, certificates.ca_certificate)
-for form, render in scrape.FORMS.items():
-    pulumi.export(form, target.apply(lambda it, render=render: render(settings, *it)))
+forms = pulumi.Output.all(network.private_ip, certificates.ca_certificate).apply(
+    lambda target: scrape.forms(settings, *target)
+)
+for form in scrape.FORMS:
+    pulumi.export(form, forms[form])
 pulumi.export("prometheusRules", alerts.rules_file(settings, dashboard))
 pulumi.export("proxyConfiguration", bundle["configuration"])
 pulumi.export("tokenSecretArn", secrets.token_secret_arn)

@@ -326,8 +326,8 @@ def _grafana_rule(settings: Settings, alert: Alert, dashboard: Mapping[str, Any]
         key: text.replace("$value", "$values.B.Value")
         for key, text in _annotations(settings, alert, dashboard).items()
     }
-    if uid := dashboard.get("uid"):
-        annotations |= {"__dashboardUid__": uid, "__panelId__": str(alert.panel)}
+    if "uid" in dashboard:
+        annotations |= {"__dashboardUid__": dashboard["uid"], "__panelId__": str(alert.panel)}
     contact = settings.grafana.contact_point
     return {
         "uid": _uid(settings, alert),

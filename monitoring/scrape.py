@@ -121,3 +121,8 @@ FORMS: Final[dict[str, Callable[[Settings, str, str], str]]] = {
     "scrapeConfigObjects": scrape_config_objects,
 }
 """The stack's outputs, and what renders each."""
+
+
+def forms(settings: Settings, address: str, ca: str) -> dict[str, str]:
+    """Return the text of each of `FORMS`."""
+    return {name: render(settings, address, ca) for name, render in FORMS.items()}

@@ -136,7 +136,7 @@ def noise() -> World:
     for reason in ("fetch_token", "test"):
         world[proxy("sync_failed", job=bad, reason=reason)] = always(1)
     for queue in LIMITS:
-        for name, value in (("queue_depth", 1e6), ("error_rate", 1)):
+        for name, value in (("queue_depth", 1_000_000), ("error_rate", 1)):
             world[worker(name, queue, job=bad)] = always(value)
         for name in ("throughput", "active_jobs"):
             world[worker(name, queue, job=good)] = always(5)
@@ -321,7 +321,8 @@ def _cases_of(it: Cause) -> Iterable[Case]:
     name = it.fires[0]
     begin = CAUSE + TABLE[name][1]
     loud = lines(it.loud)
-    label = f"{name} {' '.join(sorted(value for _, value in it.fires[1]))}"
+    values = " ".join(str(value) for value in it.loud.values() if not callable(value))
+    label = f"{name} {' '.join(sorted(value for _, value in it.fires[1]))} {values}"
 
     def case(kind: str, changes: World, fires: tuple[int, int] | None) -> Case:
         expected = {it.fires: fires} if fires else {}
@@ -364,45 +365,52 @@ def _removed(*targets: Series) -> World:
 EVERYTHING: Final = (PROXY_UP, WORKERS_UP, API_UP)
 
 
-def _special() -> Iterable[Case]:
-    """Where an alert is about a scrape itself, and where one alert has to leave it to another."""
+def special(about: str, name: str, changes: World, *fires: tuple[Firing, int, int]) -> Case:
+    """A case by hand."""
+    until = {it: (begin, end) for it, begin, end in fires}
+    return Case(name=f"{about}: {name}", about=about, changes=changes, fires=until)
 
-    def case(about: str, name: str, changes: World, *fires: tuple[Firing, int]) -> Case:
-        until = {it: (begin, MINUTES) for it, begin in fires}
-        return Case(name=f"{about}: {name}", about=about, changes=changes, fires=until)
 
-    yield case("SbaProxyDown", "all is well", {})
+def during(
+    name: str, begin: int, end: int = MINUTES, /, **labels: object
+) -> tuple[Firing, int, int]:
+    return alert(name, **labels), begin, end
 
-    down = alert("SbaProxyDown", **ON_A)
-    yield case("SbaProxyDown", "fires", _down(*EVERYTHING), (down, 10))
-    yield case("SbaProxyDown", "just too short", _down(*EVERYTHING, end=10))
-    yield case("SbaProxyDown", "a scrape is missed", _down(PROXY_UP, end=6))
+
+def second_down() -> World:
+    """A second machine, which is down."""
+    return machine(B) | {up("sba-proxy", instance=B): since(CAUSE, 0, 1)}
+
+
+def proxy_cases() -> Iterable[Case]:
+    about = "SbaProxyDown"
+    yield special(about, "all is well", {})
+    yield special(about, "fires", _down(*EVERYTHING), during(about, 10, **ON_A))
+    yield special(about, "just too short", _down(*EVERYTHING, end=10))
+    yield special(about, "a scrape is missed", _down(PROXY_UP, end=6))
     again = missing(_down(*EVERYTHING, end=9), PROXY_UP, range(10, 14))
-    yield case("SbaProxyDown", "two restarts", again)
+    yield special(about, "two restarts", again)
     gone = _removed(*EVERYTHING, *PROXY, *API)
-    yield case("SbaProxyDown", "no longer scraped", gone, (alert("SbaProxyDown"), 10))
-    yield case("SbaProxyDown", "only that", _removed(PROXY_UP, *PROXY), (alert("SbaProxyDown"), 10))
+    yield special(about, "nothing is scraped any more", gone, during(about, 10))
+    yield special(about, "no longer scraped", _removed(PROXY_UP, *PROXY), during(about, 10))
+    yield special(about, "one of two", second_down(), during(about, 10, instance=B))
 
-    second = machine(B)
-    broken = second | _removed() | {up("sba-proxy", instance=B): since(CAUSE, 0, 1)}
-    yield case("SbaProxyDown", "one of two", broken, (alert("SbaProxyDown", instance=B), 10))
 
-    failing = alert("SbaScrapeFailing", **ON_A, endpoint="api")
+def scrape_cases() -> Iterable[Case]:
+    about = "SbaScrapeFailing"
+    failing = during(about, 15, **ON_A, endpoint="api")
     fails = lines({API_UP: 0})
-    yield case("SbaScrapeFailing", "fires", fails, (failing, 15))
-    yield case("SbaScrapeFailing", "just too short", lines({API_UP: 0}, end=15))
+    yield special(about, "fires", fails, failing)
+    yield special(about, "just too short", lines({API_UP: 0}, end=15))
     for kind, minutes in {"a scrape": range(7, 8), "four": range(7, 11)}.items():
-        world = missing(fails, PROXY_UP, minutes)
-        yield case("SbaScrapeFailing", f"{kind} of the proxy missed", world, (failing, 15))
-    yield Case(
-        name="SbaScrapeFailing: its series vanishes",
-        about="SbaScrapeFailing",
-        changes={API_UP: since(20, GONE, fails[API_UP])},
-        fires={failing: (15, 20)},
-    )
-    one_down = broken | fails
-    both = ((alert("SbaProxyDown", instance=B), 10), (failing, 15))
-    yield case("SbaScrapeFailing", "one machine of two down", one_down, *both)
+        yield special(
+            about, f"{kind} of the proxy missed", missing(fails, PROXY_UP, minutes), failing
+        )
+    vanishes = {API_UP: since(20, GONE, fails[API_UP])}
+    ends = during(about, 15, 20, **ON_A, endpoint="api")
+    yield special(about, "its series vanishes", vanishes, ends)
+    down = during("SbaProxyDown", 10, instance=B)
+    yield special(about, "one machine of two down", second_down() | fails, down, failing)
     for status in (200, 302, 400, 402, 404, 499):
         world = lines(
             {
@@ -411,40 +419,40 @@ def _special() -> Iterable[Case]:
                 proxy("upstream_http_status", endpoint="api"): status,
             }
         )
-        yield case("SbaScrapeFailing", f"the API answers {status}", world, (failing, 15))
-    world = missing(
-        lines({proxy("upstream_http_status", endpoint="workers"): 404}),
-        WORKERS_UP,
-        range(CAUSE, MINUTES),
+        yield special(about, f"the API answers {status}", world, failing)
+    there = lines({proxy("upstream_http_status", endpoint="workers"): 404})
+    yield special(
+        about,
+        "the workers' document is not there",
+        missing(there, WORKERS_UP, range(CAUSE, MINUTES)),
+        during(about, 15, **ON_A, endpoint="workers"),
     )
-    own = alert("SbaScrapeFailing", **ON_A, endpoint="workers")
-    yield case("SbaScrapeFailing", "the workers' document is not there", world, (own, 15))
-
-    absent = alert("SbaWorkerMetricsAbsent")
-    silent = lines(dict.fromkeys(API, GONE))
-    yield case("SbaWorkerMetricsAbsent", "fires", silent, (absent, 19))
-    short = lines(dict.fromkeys(API, GONE), end=19)
-    yield case("SbaWorkerMetricsAbsent", "just too short", short)
-    one = missing(silent, WORKERS_UP, range(12, 13))
-    yield case("SbaWorkerMetricsAbsent", "a scrape is missed", one, (absent, 19))
-    four = missing(silent, WORKERS_UP, range(12, 16))
-    yield case("SbaWorkerMetricsAbsent", "a restart", four, (absent, 19))
-    unscraped = _removed(WORKERS_UP, *API)
-    yield case("SbaWorkerMetricsAbsent", "no longer scraped", unscraped, (absent, 19))
-    part = lines(dict.fromkeys([it for it in API if ("queue_name", "sms") in it[1]], GONE))
-    yield case("SbaWorkerMetricsAbsent", "a queue vanishes", part)
-    twice = silent | {up("sba-api", "workers", B): since(CAUSE, 0, 1)}
-    two = alert("SbaScrapeFailing", instance=B, endpoint="workers")
-    yield case("SbaWorkerMetricsAbsent", "one target of two", twice, (absent, 19), (two, 15))
-
     # what is another endpoint's is no excuse
     for status, name in ((503, "SbaUpstreamDown"), (401, "SbaTokenRejected")):
         world = lines(
             {API_UP: 0, WORKERS_UP: 0, proxy("upstream_http_status", endpoint="workers"): status}
         )
-        other = (alert(name, **ON_A, endpoint="workers"), 10)
-        yield case("SbaScrapeFailing", f"beside a {status}", world, (failing, 15), other)
+        other = during(name, 10, **ON_A, endpoint="workers")
+        yield special(about, f"beside a {status}", world, failing, other)
 
+
+def absence_cases() -> Iterable[Case]:
+    about = "SbaWorkerMetricsAbsent"
+    absent = during(about, 19)
+    silent = lines(dict.fromkeys(API, GONE))
+    yield special(about, "fires", silent, absent)
+    yield special(about, "just too short", lines(dict.fromkeys(API, GONE), end=19))
+    for kind, minutes in {"a scrape is missed": range(12, 13), "a restart": range(12, 16)}.items():
+        yield special(about, kind, missing(silent, WORKERS_UP, minutes), absent)
+    yield special(about, "no longer scraped", _removed(WORKERS_UP, *API), absent)
+    part = [it for it in API if ("queue_name", "sms") in it[1]]
+    yield special(about, "a queue vanishes", lines(dict.fromkeys(part, GONE)))
+    twice = silent | {up("sba-api", "workers", B): since(CAUSE, 0, 1)}
+    other = during("SbaScrapeFailing", 15, instance=B, endpoint="workers")
+    yield special(about, "one target of two", twice, absent, other)
+
+
+def api_cases() -> Iterable[Case]:
     for status, name in (
         (0, "SbaUpstreamDown"),
         (500, "SbaUpstreamDown"),
@@ -460,166 +468,137 @@ def _special() -> Iterable[Case]:
         }
         world = missing(lines(statuses, CAUSE + 1), WORKERS_UP, range(CAUSE, MINUTES))
         world[API_UP] = since(CAUSE, 0, 1)
-        expected = [(alert(name, **ON_A, endpoint=it), 11) for it in ("api", "workers")]
-        yield case(name, f"all of the API answers {status}", world, *expected)
-        # ... and one of two machines only
-        part = second | lines({proxy("upstream_http_status", B, endpoint="api"): status})
-        part[proxy("upstream_http_status", B, endpoint="api")] = since(CAUSE, status, 200)
-        one_only = (alert(name, instance=B, endpoint="api"), 10)
-        yield case(name, f"one machine of two sees {status}", part, one_only)
+        both = [during(name, 11, **ON_A, endpoint=it) for it in ("api", "workers")]
+        yield special(name, f"all of the API answers {status}", world, *both)
+        on_b = {proxy("upstream_http_status", B, endpoint="api"): since(CAUSE, status, 200)}
+        one = during(name, 10, instance=B, endpoint="api")
+        yield special(name, f"one machine of two sees {status}", machine(B) | on_b, one)
 
+    about = "SbaTokenRejected"
     token = [it for it in PROXY if it[0].endswith("secret_info") and ("secret", "token") in it[1]]
+    unauthorized = {proxy("upstream_http_status", endpoint=it): 401 for it in ("api", "workers")}
     for reason, name, begin in (
         ("fetch_token", "SbaSyncFailing", 20),
         ("token_invalid", "SbaVersionRefused", 15),
     ):
-        world = missing(
-            {
-                **{
-                    proxy("upstream_http_status", endpoint=it): always(401)
-                    for it in ("api", "workers")
-                },
-                **dict.fromkeys(token, always(GONE)),
-                proxy("sync_failed", reason=reason): since(CAUSE, 1, 0),
-                API_UP: since(CAUSE, 0, 1),
-            },
-            WORKERS_UP,
-            range(CAUSE, MINUTES),
+        nothing = {**unauthorized, API_UP: 0, proxy("sync_failed", reason=reason): 1}
+        world = lines({**nothing, **dict.fromkeys(token, GONE)}, 0)
+        world[proxy("sync_failed", reason=reason)] = since(CAUSE, 1, 0)
+        yield special(
+            about,
+            f"there is no token, {reason}",
+            missing(world, WORKERS_UP, range(MINUTES)),
+            during(name, begin, **ON_A, reason=reason),
         )
-        expected = (alert(name, **ON_A, reason=reason), begin)
-        yield case("SbaTokenRejected", f"there is no token, {reason}", world, expected)
-    revoked = {it: since(20, GONE, always(1)) for it in token}
-    revoked[proxy("upstream_http_status", endpoint="api")] = since(CAUSE, 401, 200)
-    yield Case(
-        name="SbaTokenRejected: until there is none",
-        about="SbaTokenRejected",
-        changes=revoked,
-        fires={alert("SbaTokenRejected", **ON_A, endpoint="api"): (10, 24)},
-    )
-    here = second | {it: always(GONE) for it in token}
-    here[proxy("upstream_http_status", endpoint="api")] = always(401)
-    yield case("SbaTokenRejected", "no token on one machine of two", here)
+    revoked = lines({proxy("upstream_http_status", endpoint="api"): 401})
+    revoked |= {it: since(20, GONE, 1) for it in token}
+    ends = during(about, 10, 24, **ON_A, endpoint="api")
+    yield special(about, "until there is none", revoked, ends)
+    here = lines(unauthorized, 0) | {it: always(GONE) for it in token}
+    yield special(about, "no token on one machine of two", machine(B) | here)
 
+
+def high(queue: str, begin: int = 15, end: int = MINUTES) -> tuple[Firing, int, int]:
+    labels = {"queue_name": queue, "threshold": LIMITS[queue][0]}
+    return during("SbaQueueDepthHigh", begin, end, **labels)
+
+
+def far(queue: str, begin: int = 10, end: int = MINUTES) -> tuple[Firing, int, int]:
+    labels = {"queue_name": queue, "threshold": LIMITS[queue][1]}
+    return during("SbaQueueDepthCritical", begin, end, **labels)
+
+
+def stalled(queue: str, begin: int = 15, end: int = MINUTES) -> tuple[Firing, int, int]:
+    return during("SbaWorkerStalled", begin, end, queue_name=queue)
+
+
+def idle(queue: str) -> dict[Series, Value | Line]:
+    return {worker(name, queue): 0 for name in ("throughput", "active_jobs")}
+
+
+def depth_cases() -> Iterable[Case]:
     for queue, (warning, critical) in LIMITS.items():
         depth = worker("queue_depth", queue)
-        high = alert("SbaQueueDepthHigh", queue_name=queue, threshold=warning)
-        far = alert("SbaQueueDepthCritical", queue_name=queue, threshold=critical)
-        yield case(
-            "SbaQueueDepthHigh",
-            f"{queue} at its critical limit",
-            lines({depth: critical}),
-            (high, 15),
-        )
-        yield Case(
-            name=f"SbaQueueDepthHigh: {queue} goes on filling",
-            about="SbaQueueDepthHigh",
-            changes={depth: since(20, critical + 1, since(CAUSE, warning + 1, 10))},
-            fires={high: (15, 24), far: (25, MINUTES)},
-        )
-        yield case("SbaQueueDepthCritical", f"{queue} far beyond", lines({depth: 5_000}), (far, 10))
-        stalled = alert("SbaWorkerStalled", queue_name=queue)
-        for begin, full in ((CAUSE, warning), (CAUSE + 6, critical)):
-            world = lines({worker("throughput", queue): 0, worker("active_jobs", queue): 0})
-            world[depth] = since(begin, full + 1, 10)
-            yield case(
-                "SbaWorkerStalled", f"{queue} fills up to {full} meanwhile", world, (stalled, 15)
-            )
+        at = lines({depth: critical})
+        yield special("SbaQueueDepthHigh", f"{queue} at its critical limit", at, high(queue))
+        filling: World = {depth: since(20, critical + 1, since(CAUSE, warning + 1, 10))}
+        both = high(queue, 15, 24), far(queue, 25)
+        yield special("SbaQueueDepthHigh", f"{queue} goes on filling", filling, *both)
+        beyond = lines({depth: 5_000})
+        yield special("SbaQueueDepthCritical", f"{queue} far beyond", beyond, far(queue))
+        for begin, limit, own in (
+            (CAUSE, warning, high(queue, CAUSE + 10)),
+            (CAUSE + 6, critical, far(queue, CAUSE + 11)),
+        ):
+            world = lines(idle(queue)) | {depth: since(begin, limit + 1, 10)}
+            kind = f"{queue} fills up to {limit} meanwhile"
+            yield special("SbaWorkerStalled", kind, world, stalled(queue))
             for metric in ("throughput", "active_jobs"):
-                slow = dict(world)
-                slow[worker(metric, queue)] = always(1)
-                name = "SbaQueueDepthHigh" if full == warning else "SbaQueueDepthCritical"
-                fires = high if full == warning else far
-                start = begin + TABLE[name][1]
-                yield case(name, f"{queue} over {full} with some {metric}", slow, (fires, start))
-    yield case("SbaWorkerStalled", "one long job", lines({worker("throughput", "sms"): 0}))
-    yield case(
-        "SbaWorkerStalled", "idle and done at once", lines({worker("active_jobs", "sms"): 0})
+                some = world | {worker(metric, queue): always(1)}
+                yield special(own[0][0], f"{queue} over {limit} with some {metric}", some, own)
+    email, sms = worker("queue_depth", "email"), worker("queue_depth", "sms")
+    further = lines({email: 2001, sms: 101})
+    yield special("SbaQueueDepthHigh", "another is further", further, far("email"), high("sms"))
+    for value, own in ((101, high("sms")), (501, far("sms"))):
+        world = lines({**idle("email"), sms: value})
+        yield special(own[0][0], "another is stalled", world, stalled("email"), own)
+    late = lines(idle("sms"), begin=18) | {sms: since(CAUSE, 101, 10)}
+    both = high("sms", 15, 27), stalled("sms", 28)
+    yield special("SbaQueueDepthHigh", "a full queue is stalled later", late, *both)
+    errors = lines({worker("error_rate", queue): 0.02 for queue in LIMITS})
+    own_errors = (
+        during("SbaErrorRateHigh", 15, queue_name=queue, threshold="0.01") for queue in LIMITS
     )
-    late = lines({worker("throughput", "sms"): 0, worker("active_jobs", "sms"): 0}, begin=18)
-    late[worker("queue_depth", "sms")] = since(CAUSE, 101, 10)
-    yield Case(
-        name="SbaWorkerStalled: a full queue is stalled later",
-        about="SbaQueueDepthHigh",
-        changes=late,
-        fires={
-            alert("SbaQueueDepthHigh", queue_name="sms", threshold=100): (15, 27),
-            alert("SbaWorkerStalled", queue_name="sms"): (28, MINUTES),
-        },
-    )
+    yield special("SbaErrorRateHigh", "of two queues", errors, *own_errors)
 
-    full = lines({worker("queue_depth", "email"): 2001, worker("queue_depth", "sms"): 101})
-    far_email = alert("SbaQueueDepthCritical", queue_name="email", threshold=2000)
-    high_sms = alert("SbaQueueDepthHigh", queue_name="sms", threshold=100)
-    yield case("SbaQueueDepthHigh", "another is further", full, (far_email, 10), (high_sms, 15))
-    idle_email = {worker(name, "email"): 0 for name in ("throughput", "active_jobs")}
-    email = alert("SbaWorkerStalled", queue_name="email")
-    far_sms = alert("SbaQueueDepthCritical", queue_name="sms", threshold=500)
-    for value, fires in ((101, (high_sms, 15)), (501, (far_sms, 10))):
-        world = lines({**idle_email, worker("queue_depth", "sms"): value})
-        yield case(fires[0][0], "another is stalled", world, (email, 15), fires)
-    every = lines({worker("error_rate", queue): 0.02 for queue in ("email", "sms")})
-    errors = [
-        alert("SbaErrorRateHigh", queue_name=queue, threshold="0.01") for queue in ("email", "sms")
-    ]
-    yield case("SbaErrorRateHigh", "of two queues", every, *((it, 15) for it in errors))
 
-    sms = alert("SbaWorkerStalled", queue_name="sms")
-    idle = {worker(name, "sms"): 0 for name in ("throughput", "active_jobs")}
+def stalled_cases() -> Iterable[Case]:
+    about, depth = "SbaWorkerStalled", worker("queue_depth", "sms")
+    yield special(about, "one long job", lines({worker("throughput", "sms"): 0}))
+    yield special(about, "idle and done at once", lines({worker("active_jobs", "sms"): 0}))
+    empty_b = dict.fromkeys(workers("sms", B), always(0))
     for name in ("throughput", "active_jobs"):
-        for value, instance, kind in ((2, B, "another exporter shows"), (0, "", "now and then")):
+        for kind, works in {
+            "another exporter shows": empty_b | {worker(name, "sms", B): always(2)},
+            "now and then": {worker(name, "sms"): since(CAUSE, lambda minute: minute % 2, 2)},
+        }.items():
+            world = lines(idle("sms")) | works
+            yield special(about, f"{kind} {name}", world)
+            for value, own in ((101, high("sms")), (501, far("sms"))):
+                full = world | lines({depth: value})
+                yield special(own[0][0], f"full, and {kind} {name}", full, own)
+    a_job = lines(idle("sms"), 0) | {depth: since(25, 0, since(CAUSE, 1, 0))}
+    yield special(about, "while there is a job", a_job, stalled("sms", 15, 25))
+    one_more: World = {worker("queue_depth", "sms", B): always(0)}
+    shown = one_more | lines({**idle("sms"), depth: 1})
+    yield special(about, "another exporter shows no job", shown, stalled("sms"))
 
-            def pulse(minute: int) -> Value:
-                return float(minute % 2)
 
-            stuck = lines(idle)
-            if instance:
-                stuck |= dict.fromkeys(workers("sms", B), always(0))
-            it = worker(name, "sms", instance or "a:9446")
-            stuck[it] = always(value) if instance else since(CAUSE, pulse, 2)
-            yield case("SbaWorkerStalled", f"{kind} {name}", stuck)
-            for about, full_, fires in (
-                ("SbaQueueDepthHigh", 101, (high_sms, 15)),
-                ("SbaQueueDepthCritical", 501, (far_sms, 10)),
-            ):
-                busy = stuck | lines({worker("queue_depth", "sms"): full_})
-                yield case(about, f"full, and {kind} {name}", busy, fires)
-    empty = {it: always(0) for it in idle}
-    empty[worker("queue_depth", "sms")] = since(25, 0, since(CAUSE, 1, 0))
-    yield Case(
-        name="SbaWorkerStalled: while there is a job",
-        about="SbaWorkerStalled",
-        changes=empty,
-        fires={sms: (15, 25)},
-    )
-    idle_b = {it: line for it, line in workers("sms", B).items() if it[0].endswith("depth")}
-    empty_b = dict.fromkeys(idle_b, always(0)) | lines({**idle, worker("queue_depth", "sms"): 1})
-    yield case("SbaWorkerStalled", "another exporter shows no job", empty_b, (sms, 15))
+def certificate_cases() -> Iterable[Case]:
+    def expiring(begin: int, end: int = MINUTES) -> tuple[Firing, int, int]:
+        return during("SbaCertificateExpiring", begin, end, **ON_A, threshold=60)
 
-    ending = 14 * DAY + 60 * 22
-    yield Case(
-        name="SbaCertificateExpiring: until it is about to end",
-        about="SbaCertificateExpiring",
-        changes=lines({proxy(END): ending}),
-        fires={
-            alert("SbaCertificateExpiring", **ON_A, threshold=60): (20, 23),
-            alert("SbaCertificateEnding", **ON_A, threshold=14): (28, MINUTES),
-        },
+    def ending(begin: int, instance: str = "a:9446") -> tuple[Firing, int, int]:
+        return during("SbaCertificateEnding", begin, instance=instance, threshold=14)
+
+    crossing = lines({proxy(END): 14 * DAY + 60 * 22})
+    yield special(
+        "SbaCertificateExpiring", "until it is about to end", crossing, expiring(20, 23), ending(28)
     )
     exactly = lines({proxy(END): lambda minute: 60 * minute + 14 * DAY})
-    expiring = alert("SbaCertificateExpiring", **ON_A, threshold=60)
-    yield case("SbaCertificateEnding", "its limit to the second", exactly, (expiring, 20))
-    ended = lines({proxy(END): 60})
-    expected = (alert("SbaCertificateEnding", **ON_A, threshold=14), 10)
-    yield case("SbaCertificateEnding", "has ended", ended, expected)
-    two_machines = second | lines({proxy(END): 30 * DAY})
-    two_machines[proxy(END, B)] = always(10 * DAY)
-    yield case(
-        "SbaCertificateExpiring",
-        "another on each machine",
-        two_machines,
-        (alert("SbaCertificateExpiring", **ON_A, threshold=60), 20),
-        (alert("SbaCertificateEnding", instance=B, threshold=14), 5),
-    )
+    yield special("SbaCertificateEnding", "its limit to the second", exactly, expiring(20))
+    yield special("SbaCertificateEnding", "has ended", lines({proxy(END): 60}), ending(10))
+    two = machine(B) | lines({proxy(END): 30 * DAY}) | {proxy(END, B): always(10 * DAY)}
+    yield special("SbaCertificateExpiring", "of two machines", two, expiring(20), ending(5, B))
 
 
-CASES: Final = [*(case for it in CAUSES for case in _cases_of(it)), *_special()]
+CASES: Final = [
+    *(case for it in CAUSES for case in _cases_of(it)),
+    *proxy_cases(),
+    *scrape_cases(),
+    *absence_cases(),
+    *api_cases(),
+    *depth_cases(),
+    *stalled_cases(),
+    *certificate_cases(),
+]

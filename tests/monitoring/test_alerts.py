@@ -212,7 +212,7 @@ def test_what_prometheus_says_of_an_alert(
 ) -> None:
     chosen = settings(**CONFIG, grafana={"runbookUrl": "https://wiki.example.com/runbook"})
     rules = alerts.prometheus(chosen, {"uid": "sba", "title": "SBA"})["groups"][0]["rules"]
-    [case] = [it for it in CASES if it.name == "SbaQueueDepthHigh 150 email: fires"]
+    [case] = [it for it in CASES if it.name == "SbaQueueDepthHigh 150 email 151: fires"]
     expected = {
         "exp_labels": {
             "severity": "warning",
