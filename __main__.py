@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pulumi
-import pulumi_aws as aws
 
 import components as c
 from config import stack
@@ -14,10 +13,11 @@ from monitoring.dashboard import deployable
 
 with stack.refusals():
     settings, token = stack.load()
-    bundle = proxy.bundle(settings)
-    ami = c.image(settings)
-    region, names = aws.get_region().region, c.secret_names(settings.stack)
-    user_data = cloud_config.render(settings, region, names)
+    own_secret, bundle_secret = c.secret_names(settings.stack)
+    bundle = proxy.bundle(settings, own_secret)
+    place = c.ask(settings)
+    told = (settings, place.region, bundle_secret)
+    user_data = cloud_config.render(*told)
     file = Path(__file__).parent / settings.grafana.dashboard
     dashboard = deployable(load_dashboard(file), settings) if settings.grafana.enabled else None
 
@@ -26,7 +26,7 @@ if dashboard is not None:
     monitoring = c.Monitoring("monitoring", args)
     c.before_aws(monitoring.dashboard)
     pulumi.export("dashboardUrl", monitoring.dashboard_url)
-network = c.ProxyNetwork("network", c.ProxyNetworkArgs(settings=settings))
+network = c.ProxyNetwork("network", c.ProxyNetworkArgs(settings=settings, vpc_id=place.vpc_id))
 certificates = c.Certificates(
     "tls", c.CertificatesArgs(settings=settings, ip_address=network.private_ip)
 )
@@ -44,10 +44,10 @@ host = c.ProxyHost(
     "proxy",
     c.ProxyHostArgs(
         settings=settings,
-        ami=ami,
+        ami=place.ami,
         user_data=user_data,
         interface_id=network.interface_id,
-        secret_arns=[secrets.token_secret_arn, secrets.bundle_secret_arn],
+        instance_profile=secrets.instance_profile,
     ),
 )
 pulumi.export("proxyUrl", pulumi.Output.concat("https://", network.private_ip, f":{settings.port}"))
@@ -60,6 +60,7 @@ for form in scrape.FORMS:
     pulumi.export(form, forms[form])
 pulumi.export("prometheusRules", alerts.rules_file(settings, dashboard))
 pulumi.export("proxyConfiguration", bundle["configuration"])
+pulumi.export("userData", cloud_config.described(*told))
 pulumi.export("tokenSecretArn", secrets.token_secret_arn)
 pulumi.export("bundleSecretArn", secrets.bundle_secret_arn)
 pulumi.export("instanceId", host.instance_id)

@@ -2,7 +2,8 @@
 
 from components.certificates import Certificates, CertificatesArgs
 from components.monitoring import Monitoring, MonitoringArgs, before_aws
-from components.proxy_host import ProxyHost, ProxyHostArgs, image
+from components.preflight import ask
+from components.proxy_host import ProxyHost, ProxyHostArgs
 from components.proxy_network import ProxyNetwork, ProxyNetworkArgs
 from components.proxy_secrets import ProxySecrets, ProxySecretsArgs, secret_names
 
@@ -17,7 +18,7 @@ __all__ = [
     "ProxyNetworkArgs",
     "ProxySecrets",
     "ProxySecretsArgs",
+    "ask",
     "before_aws",
-    "image",
     "secret_names",
 ]

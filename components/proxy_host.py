@@ -1,32 +1,26 @@
-"""The machine that runs the proxy, and what it may do in AWS."""
+"""The machine that runs the proxy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
 from dataclasses import dataclass
-from typing import Any, Final
 
 import pulumi
 import pulumi_aws as aws
 
 from config.settings import Settings
 
-DEBIAN: Final = "136693071363"
-"""Debian's AWS account (wiki.debian.org/Cloud/AmazonEC2Image)."""
-
-_ARCHITECTURES: Final = {"arm64": "arm64", "x86_64": "amd64"}
-"""AWS' name of an architecture → Debian's."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ProxyHostArgs:
     settings: Settings
     ami: str
-    """The machine's image, as `image` gives it."""
-    user_data: str
+    """The machine's image, as `preflight.ask` gives it."""
+    user_data: bytes
+    """Compressed; shown to people by an output of the program."""
     interface_id: pulumi.Input[str]
-    secret_arns: Sequence[pulumi.Input[str]]
-    """The secrets that the machine may read: these, nothing else."""
+    instance_profile: pulumi.Input[str]
+    """The name of the profile whose role may read the two secrets."""
 
 
 class ProxyHost(pulumi.ComponentResource):
@@ -39,27 +33,6 @@ class ProxyHost(pulumi.ComponentResource):
     ) -> None:
         super().__init__("metrics-proxy:index:ProxyHost", name, None, opts)
         settings = args.settings
-        child = pulumi.ResourceOptions(parent=self)
-        role = aws.iam.Role(
-            f"{name}-role",
-            description="Metrics proxy: reads its two secrets",
-            assume_role_policy=pulumi.Output.json_dumps(
-                _policy(Action="sts:AssumeRole", Principal={"Service": "ec2.amazonaws.com"})
-            ),
-            opts=child,
-        )
-        statements: list[dict[str, Any]] = [
-            {"Action": "secretsmanager:GetSecretValue", "Resource": list(args.secret_arns)}
-        ]
-        if settings.kms_key_arn is not None:
-            statements.append({"Action": "kms:Decrypt", "Resource": settings.kms_key_arn})
-        policy = aws.iam.RolePolicy(
-            f"{name}-policy",
-            role=role.id,
-            policy=pulumi.Output.json_dumps(_policy(*statements)),
-            opts=child,
-        )
-        profile = aws.iam.InstanceProfile(f"{name}-profile", role=role.name, opts=child)
         instance = aws.ec2.Instance(
             f"{name}-instance",
             ami=args.ami,
@@ -67,8 +40,9 @@ class ProxyHost(pulumi.ComponentResource):
             primary_network_interface=aws.ec2.InstancePrimaryNetworkInterfaceArgs(
                 network_interface_id=args.interface_id
             ),
-            iam_instance_profile=profile.name,
-            user_data=args.user_data,
+            iam_instance_profile=args.instance_profile,
+            # secret only to keep a page of base64 out of every preview
+            user_data_base64=pulumi.Output.secret(base64.b64encode(args.user_data).decode()),
             user_data_replace_on_change=True,
             metadata_options=aws.ec2.InstanceMetadataOptionsArgs(
                 http_endpoint="enabled", http_tokens="required", http_put_response_hop_limit=1
@@ -79,7 +53,6 @@ class ProxyHost(pulumi.ComponentResource):
             tags={"Name": f"{name}-{settings.stack}"},
             opts=pulumi.ResourceOptions(
                 parent=self,
-                depends_on=[policy],
                 delete_before_replace=True,
                 # AWS could change the type of a stopped machine, but not to another architecture
                 replace_on_changes=["instanceType"],
@@ -89,44 +62,3 @@ class ProxyHost(pulumi.ComponentResource):
         )
         self.instance_id = instance.id
         self.register_outputs({"instance_id": self.instance_id})
-
-
-def _policy(*statements: dict[str, Any], **statement: Any) -> dict[str, Any]:
-    """An IAM policy that allows the statements."""
-    return {
-        "Version": "2012-10-17",
-        "Statement": [
-            {"Effect": "Allow", **s} for s in (*statements, *([statement] if statement else []))
-        ],
-    }
-
-
-def _architecture(instance_type: str, supported: Sequence[str]) -> str:
-    for name in supported:
-        if name in _ARCHITECTURES:
-            return name
-    raise pulumi.RunError(
-        f"metrics-proxy:instanceType: {instance_type} is {', '.join(supported)}; Debian 13 needs "
-        + " or ".join(_ARCHITECTURES)
-    )
-
-
-def image(settings: Settings) -> str:
-    """The image that the settings name, or the newest Debian 13 of the type's architecture.
-
-    Asked before any resource is registered, because it may refuse the type.
-    """
-    if settings.ami_id is not None:
-        return settings.ami_id
-    answer = aws.ec2.get_instance_type(instance_type=settings.instance_type)
-    architecture = _architecture(settings.instance_type, answer.supported_architectures)
-    return aws.ec2.get_ami(
-        owners=[DEBIAN],
-        most_recent=True,
-        filters=[
-            aws.ec2.GetAmiFilterArgs(
-                name="name", values=[f"debian-13-{_ARCHITECTURES[architecture]}-*"]
-            ),
-            aws.ec2.GetAmiFilterArgs(name="architecture", values=[architecture]),
-        ],
-    ).id

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_aws as aws
 
+from components.preflight import INTERFACE
 from config.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProxyNetworkArgs:
     settings: Settings
+    vpc_id: str
 
 
 class ProxyNetwork(pulumi.ComponentResource):
@@ -27,12 +29,9 @@ class ProxyNetwork(pulumi.ComponentResource):
         super().__init__("metrics-proxy:index:ProxyNetwork", name, None, opts)
         settings = args.settings
         child = pulumi.ResourceOptions(parent=self)
-        subnet = aws.ec2.get_subnet_output(
-            id=settings.subnet_id, opts=pulumi.InvokeOutputOptions(parent=self)
-        )
         group = aws.ec2.SecurityGroup(
             f"{name}-firewall",
-            vpc_id=subnet.vpc_id,
+            vpc_id=args.vpc_id,
             # never to change: a new description replaces the group
             description="Metrics proxy: Prometheus in; the API, AWS and Debian out",
             opts=child,
@@ -74,7 +73,7 @@ class ProxyNetwork(pulumi.ComponentResource):
             subnet_id=settings.subnet_id,
             private_ips=None if settings.private_ip is None else [settings.private_ip],
             security_groups=[group.id],
-            description="Metrics proxy: keeps its address when the machine is replaced",
+            description=INTERFACE,
             opts=pulumi.ResourceOptions(parent=self, protect=settings.protect),
         )
         self.interface_id = interface.id

@@ -1,4 +1,4 @@
-"""What the host reads: the secrets of token and bundle."""
+"""What the host reads, the secrets of token and bundle, and the role that may."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from config.settings import Settings
 
 
 def secret_names(stack: str) -> tuple[str, str]:
-    """The names of a stack's secrets, token and bundle: pinned, as the host goes by name."""
+    """The names of a stack's own secrets, token and bundle: pinned, as the host goes by name."""
     return f"metrics-proxy/{stack}/admin-token", f"metrics-proxy/{stack}/bundle"
 
 
@@ -23,16 +23,21 @@ class ProxySecretsArgs:
     token: pulumi.Input[str] | None
     """The admin token; None where `admin_token_secret_arn` names somebody else's secret."""
     bundle: Mapping[str, Any]
-    """`configuration` and `endpoints`, as `host.proxy.bundle` gives them."""
+    """All but certificate and key, as `host.proxy.bundle` gives it."""
     certificate: pulumi.Input[str]
     key: pulumi.Input[str]
 
 
 class ProxySecrets(pulumi.ComponentResource):
-    """Nothing the host reads is ever replaced: a new value is a new version of the same secret."""
+    """Nothing the host reads is ever replaced: a new value is a new version of the same secret.
+
+    The bundle names the token's secret, so it comes last: when the host may read that one.
+    """
 
     token_secret_arn: pulumi.Output[str]
     bundle_secret_arn: pulumi.Output[str]
+    instance_profile: pulumi.Output[str]
+    """The name of the host's profile, with a role that may read these two, nothing else."""
 
     def __init__(
         self, name: str, args: ProxySecretsArgs, opts: pulumi.ResourceOptions | None = None
@@ -43,8 +48,8 @@ class ProxySecrets(pulumi.ComponentResource):
         kept = pulumi.ResourceOptions(parent=self, protect=settings.protect)
         token_name, bundle_name = secret_names(settings.stack)
 
-        def secret(role: str, secret_name: str, value: pulumi.Input[str]) -> pulumi.Output[str]:
-            box = aws.secretsmanager.Secret(
+        def secret(role: str, secret_name: str) -> aws.secretsmanager.Secret:
+            return aws.secretsmanager.Secret(
                 f"{name}-{role}",
                 name=secret_name,
                 description=f"metrics-proxy, stack {settings.stack}: {role}",
@@ -53,24 +58,76 @@ class ProxySecrets(pulumi.ComponentResource):
                 recovery_window_in_days=0,
                 opts=kept,
             )
-            aws.secretsmanager.SecretVersion(
-                f"{name}-{role}-value", secret_id=box.id, secret_string=value, opts=child
-            )
-            return box.arn
 
+        def value(
+            role: str,
+            secret: aws.secretsmanager.Secret,
+            text: pulumi.Input[str],
+            *before: pulumi.Resource,
+        ) -> pulumi.Resource:
+            return aws.secretsmanager.SecretVersion(
+                f"{name}-{role}-value",
+                secret_id=secret.id,
+                secret_string=pulumi.Output.secret(text),
+                opts=pulumi.ResourceOptions(parent=self, depends_on=before),
+            )
+
+        first: list[pulumi.Resource] = []
         if args.token is not None:
-            self.token_secret_arn = secret("token", token_name, pulumi.Output.secret(args.token))
+            token = secret("token", token_name)
+            first.append(value("token", token, args.token))
+            self.token_secret_arn = token.arn
         else:
-            self.token_secret_arn = pulumi.Output.from_input(settings.admin_token_secret_arn or "")
-        document = {**args.bundle, "certificate": args.certificate, "key": args.key}
-        self.bundle_secret_arn = secret(
-            "bundle",
-            bundle_name,
-            pulumi.Output.secret(pulumi.Output.json_dumps(document, sort_keys=True)),
+            self.token_secret_arn = pulumi.Output.from_input(settings.token_secret or "")
+        bundle = secret("bundle", bundle_name)
+        self.bundle_secret_arn = bundle.arn
+
+        role = aws.iam.Role(
+            f"{name}-role",
+            description="Metrics proxy: reads its two secrets",
+            assume_role_policy=pulumi.Output.json_dumps(
+                _policy(Action="sts:AssumeRole", Principal={"Service": "ec2.amazonaws.com"})
+            ),
+            opts=child,
         )
+        statements: list[dict[str, Any]] = [
+            {
+                "Action": "secretsmanager:GetSecretValue",
+                "Resource": [self.token_secret_arn, self.bundle_secret_arn],
+            }
+        ]
+        if settings.kms_key_arn is not None:
+            statements.append({"Action": "kms:Decrypt", "Resource": settings.kms_key_arn})
+        policy = aws.iam.RolePolicy(
+            f"{name}-policy",
+            role=role.id,
+            policy=pulumi.Output.json_dumps(_policy(*statements)),
+            opts=child,
+        )
+        profile = aws.iam.InstanceProfile(
+            f"{name}-profile",
+            role=role.name,
+            # what starts with this profile may read at once
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[policy]),
+        )
+        self.instance_profile = profile.name
+
+        document = {**args.bundle, "certificate": args.certificate, "key": args.key}
+        value("bundle", bundle, pulumi.Output.json_dumps(document, sort_keys=True), *first, policy)
         self.register_outputs(
             {
                 "token_secret_arn": self.token_secret_arn,
                 "bundle_secret_arn": self.bundle_secret_arn,
+                "instance_profile": self.instance_profile,
             }
         )
+
+
+def _policy(*statements: dict[str, Any], **statement: Any) -> dict[str, Any]:
+    """An IAM policy that allows the statements."""
+    return {
+        "Version": "2012-10-17",
+        "Statement": [
+            {"Effect": "Allow", **s} for s in (*statements, *([statement] if statement else []))
+        ],
+    }

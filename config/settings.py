@@ -9,13 +9,22 @@ import re
 import socket
 import ssl
 from collections.abc import Callable, Container, Mapping
+from contextlib import suppress
 from types import UnionType
 from typing import Annotated, Any, Final, Literal, Self, TypeVar, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, from_json
 
 NAMESPACE: Final = "metrics-proxy"
 """The Pulumi project's name, and so the namespace of its config keys."""
@@ -29,8 +38,16 @@ HIDDEN: Final = "(hidden)"
 TOKEN_MAX: Final = 3900
 """Longest token in characters: nginx refuses a parameter over 4,096 bytes (measured)."""
 
+URL_MAX: Final = 2_000
+"""Longest path or upstream in characters. nginx reads at most 4,096 bytes of a parameter, and each
+character of a path may need a backslash there: 2,035 are served and 2,036 refused (measured)."""
+
+RULES_MAX: Final = 60
+"""Rules of a security group in one direction (AWS' quota, unless an account has a higher one)."""
+
 _T = TypeVar("_T")
 _B64TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+_LOOPBACK = re.compile(r"127\.[\d.]+|(.+\.)?localhost")
 _PRIVATE = tuple(map(ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
 _HOSTNAME = re.compile(
     r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*"
@@ -39,6 +56,10 @@ _HOSTNAME = re.compile(
 
 class SettingsError(ValueError):
     """Settings that cannot be used; the text has one line for each problem."""
+
+
+class _HiddenError(ValueError):
+    """What is wrong with a value that may be a secret, put into the wrong place."""
 
 
 def check_token(token: str) -> str:
@@ -61,6 +82,14 @@ def _matches(pattern: str, meaning: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _number(value: Any) -> Any:
+    """The number that a text is: `pulumi config set --path` writes 0.05 as text."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return from_json(value)
+    return value
 
 
 def _cidr(value: str) -> str:
@@ -166,21 +195,51 @@ def _not_empty(values: tuple[_T, ...]) -> tuple[_T, ...]:
     return values
 
 
+def _not_twice(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"names {value} twice")
+    return values
+
+
 def _ca(value: str | None) -> str | None:
     if value is not None:
+        if "PRIVATE KEY" in value:
+            raise _HiddenError("holds a private key; a ca is certificates only")
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=value)
-        except (ssl.SSLError, ValueError):
-            raise ValueError("is no certificate in PEM") from None
+        except (ssl.SSLError, TypeError, ValueError):  # a TypeError for what is not ASCII
+            raise _HiddenError(
+                "is no certificate in PEM: ASCII text, not the name of a file"
+            ) from None
+    return value
+
+
+_TOKEN_SECRET = re.compile(
+    r"(?P<secret>arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:\d{12}:secret:[A-Za-z0-9/_+=.@!-]+)"
+    r"(:(?P<key>[!-9;-~]+)::)?"
+)
+
+
+def _token_secret(value: str | None) -> str | None:
+    if value is None:
+        return None
+    found = _TOKEN_SECRET.fullmatch(value)
+    if not found:
+        error = ValueError if value.startswith("arn:") else _HiddenError  # it may be the token
+        raise error("is not the ARN of a Secrets Manager secret, or of a key in it (:KEY::)")
+    if not re.search(r"-[A-Za-z0-9]{6}\Z", found["secret"]):
+        raise ValueError("is only a part of an ARN, which ends in six characters such as -a1B2c3")
     return value
 
 
 Cidr = Annotated[str, AfterValidator(_cidr)]
-Cidrs = Annotated[tuple[Cidr, ...], AfterValidator(_not_empty)]
-DnsName = Annotated[str, _matches(_HOSTNAME.pattern, "a DNS name in lower case")]
+Cidrs = Annotated[tuple[Cidr, ...], AfterValidator(_not_empty), AfterValidator(_not_twice)]
+_DNS_NAME = _matches(_HOSTNAME.pattern, "a DNS name in lower case")
 Server = Literal["nginx", "apache"]
-Count = Annotated[int, Field(ge=0)]
-Days = Annotated[int, Field(ge=1, le=90)]
+Number = BeforeValidator(_number)
+Count = Annotated[int, Field(ge=0), Number]
+Days = Annotated[int, Field(ge=1, le=90), Number]
 Duration = Annotated[
     str,
     _matches(
@@ -189,6 +248,13 @@ Duration = Annotated[
     ),
 ]
 GrafanaUid = Annotated[str, _matches(r"[A-Za-z0-9_-]{1,40}", "a Grafana uid")]
+ScrapeProtocol = Literal[
+    "PrometheusText0.0.4",
+    "PrometheusText1.0.0",
+    "OpenMetricsText0.0.1",
+    "OpenMetricsText1.0.0",
+    "PrometheusProto",
+]
 
 
 class _Model(BaseModel):
@@ -203,8 +269,8 @@ class Endpoint(_Model):
     name: Annotated[
         str, _matches(r"[a-z][a-z0-9_-]{0,39}", "a name of a-z, 0-9, _ and -, at most 40 long")
     ]
-    path: Annotated[str, AfterValidator(_endpoint_path)]
-    upstream: Annotated[str, AfterValidator(_upstream)]
+    path: Annotated[str, Field(max_length=URL_MAX), AfterValidator(_endpoint_path)]
+    upstream: Annotated[str, Field(max_length=URL_MAX), AfterValidator(_upstream)]
     ca: Annotated[str | None, AfterValidator(_ca)] = None
     """The CA of an `https` upstream in PEM, instead of those that Debian trusts."""
 
@@ -225,6 +291,11 @@ class Endpoint(_Model):
         url = urlsplit(self.upstream)
         return url.port or {"http": 80, "https": 443}[url.scheme]
 
+    def full_host(self, search_domain: str | None) -> str:
+        """The upstream's host, with the search domain if it is of a single label."""
+        whole = search_domain is None or "." in self.host
+        return self.host if whole else f"{self.host}.{search_domain}"
+
 
 class Limits(_Model):
     """Jobs waiting in a queue from which it is yellow and red."""
@@ -242,7 +313,7 @@ class Limits(_Model):
 class Workers(_Model):
     """Limits of the Workers section. Rates are ratios from 0 to 1: 1 % is 0.01."""
 
-    error_rate: Annotated[float, Field(ge=0, le=1)] = 0.01
+    error_rate: Annotated[float, Field(ge=0, le=1), Number] = 0.01
     queue_depth: Limits = Limits()
     queues: dict[Annotated[str, Field(min_length=1, max_length=200)], Limits] = {}
 
@@ -351,17 +422,12 @@ class Settings(_Model):
     api_security_group_id: Annotated[
         str | None, _matches(r"sg-[0-9a-f]{8,17}", "a security group id")
     ] = None
-    admin_token_secret_arn: Annotated[
-        str | None,
-        _matches(
-            r"arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:\d{12}:secret:[A-Za-z0-9/_+=.@!-]+",
-            "the ARN of a Secrets Manager secret",
-        ),
-    ] = None
+    admin_token_secret_arn: Annotated[str | None, AfterValidator(_token_secret)] = None
     endpoints: Annotated[tuple[Endpoint, ...], AfterValidator(_not_empty)] = DEFAULT_ENDPOINTS
     server: Server = "nginx"
-    server_name: DnsName = "prometheus-api.local"
-    port: Annotated[int, Field(ge=1024, le=65535)] = 9446
+    # the certificate's common name, too, and that has at most 64 characters (RFC 5280)
+    server_name: Annotated[str, Field(max_length=64), _DNS_NAME] = "prometheus-api.local"
+    port: Annotated[int, Field(ge=1024, le=65535), Number] = 9446
     instance_type: Annotated[
         str, _matches(r"[a-z][a-z0-9-]*\.[a-z0-9-]+", "an EC2 instance type")
     ] = "t4g.micro"
@@ -371,9 +437,11 @@ class Settings(_Model):
         str | None,
         _matches(r"arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:key/[A-Za-z0-9-]+", "the ARN of a KMS key"),
     ] = None
-    sync_interval: Annotated[int, Field(ge=1, le=3600)] = 60
-    search_domain: DnsName | None = None
+    sync_interval: Annotated[int, Field(ge=1, le=3600), Number] = 60
+    search_domain: Annotated[str | None, _DNS_NAME] = None
     job: Annotated[str, _matches(r"[A-Za-z0-9_.:/-]{1,100}", "a job label")] = "sba-api"
+    fallback_scrape_protocol: ScrapeProtocol | None = None
+    """How Prometheus 3 reads an API whose Content-Type it does not know; 2 refuses the key."""
     protect: bool = False
     grafana: Grafana = Grafana()
     workers: Workers = Workers()
@@ -390,6 +458,15 @@ class Settings(_Model):
                 if value in seen:
                     raise ValueError(f"endpoints: the {attribute} {value!r} is used twice")
                 seen.add(value)
+        ports = {endpoint.port for endpoint in self.endpoints}
+        for names, rules in (
+            ("prometheusCidrs", len(self.prometheus_cidrs)),
+            ("endpoints and apiCidrs", 1 + len(ports) * len(self.api_cidrs or [""])),
+        ):
+            if rules > RULES_MAX:
+                raise ValueError(
+                    f"{names}: would need {rules} rules, and a security group has {RULES_MAX}"
+                )
         authorities: dict[str, str | None] = {}
         for endpoint in self.endpoints:
             server = urlsplit(endpoint.upstream)
@@ -398,6 +475,19 @@ class Settings(_Model):
                 != endpoint.ca
             ):
                 raise ValueError(f"endpoints: {server.netloc} is given two different CAs")
+        for endpoint in self.endpoints:
+            host = endpoint.full_host(self.search_domain)
+            if len(host) > 253:
+                raise ValueError(
+                    f"endpoints: {endpoint.host} has {len(host)} characters with searchDomain, "
+                    "more than the 253 of a name"
+                )
+            if endpoint.port == self.port and (
+                host in (self.server_name, self.private_ip) or _LOOPBACK.fullmatch(host)
+            ):
+                raise ValueError(
+                    f"endpoints: {urlsplit(endpoint.upstream).netloc} is the proxy itself"
+                )
         return self
 
     @property
@@ -415,6 +505,31 @@ class Settings(_Model):
     def own_token(self) -> bool:
         """Whether the program owns the token's value (`adminToken`), not somebody else's secret."""
         return self.admin_token_secret_arn is None
+
+    @property
+    def token_secret(self) -> str | None:
+        """The ARN of somebody else's secret, without the key that may be named behind it."""
+        return self._token("secret")
+
+    @property
+    def token_key(self) -> str | None:
+        """The key of that secret's JSON that `adminTokenSecretArn` names, if it names one."""
+        return self._token("key")
+
+    def _token(self, part: str) -> str | None:
+        found = _TOKEN_SECRET.fullmatch(self.admin_token_secret_arn or "")
+        return found[part] if found else None
+
+    def check_region(self, region: str) -> None:
+        """Raise `SettingsError` where a setting names what the stack's region does not have."""
+        arns = {"adminTokenSecretArn": self.admin_token_secret_arn, "kmsKeyArn": self.kms_key_arn}
+        problems = [
+            one_line(key, arn, f"is in {arn.split(':')[3]}, and the stack in {region}")
+            for key, arn in arns.items()
+            if arn is not None and arn.split(":")[3] != region
+        ]
+        if problems:
+            raise SettingsError("\n".join(problems))
 
     @classmethod
     def parse(
@@ -437,18 +552,11 @@ class Settings(_Model):
             if field is None:
                 near = difflib.get_close_matches(key, [*_FIELDS, "adminToken"], n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
-                # a misspelt adminToken still holds the token
-                hide = key in secret or "token" in f"{key} {hint}".lower()
-                problems.append(_line(key, HIDDEN if hide else text, f"is no setting{hint}"))
-            elif field:
-                values[key] = text
+                problems.append(one_line(key, HIDDEN, f"is no setting{hint}"))
             else:
-                try:
-                    values[key] = json.loads(text)
-                except ValueError:
-                    values[key] = text  # the model says what was expected
+                values[key] = _read(text, plain=field)
         if has_token == ("adminTokenSecretArn" in values):
-            problems.append(_line(*_one_of_line("adminToken", "adminTokenSecretArn", has_token)))
+            problems.append(one_line(*_one_of_line("adminToken", "adminTokenSecretArn", has_token)))
         try:
             # JSON mode: arrays are tuples there, and everything else stays strict
             settings = cls.model_validate_json(json.dumps(values))
@@ -463,7 +571,7 @@ def _is_text(annotation: Any) -> bool:
     """Whether a field is plain text, not a number, a flag or a structure written as JSON."""
     if get_origin(annotation) in (Annotated, Union, UnionType):
         return _is_text(get_args(annotation)[0])
-    return annotation in (str, Server)
+    return annotation in (str, Server, ScrapeProtocol)
 
 
 _FIELDS: Final = {
@@ -485,31 +593,43 @@ def _one_of_line(a: str, b: str, both: bool) -> tuple[str, None, str]:
     return key, None, text
 
 
-def _masked(value: object) -> object:
-    """A value without the credentials that a URL, however malformed, may carry before its `@`."""
-    if isinstance(value, str):
-        return re.sub(r"(?s)\A(https?://)?.*@", r"\1***@", value)
-    if isinstance(value, list | tuple):
-        return [_masked(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _masked(item) for key, item in value.items()}
-    return value
+def _read(text: str, *, plain: bool) -> Any:
+    """A key's value; what is not the JSON that it should be stays text, which the model refuses."""
+    text = text.encode(errors="replace").decode()  # half a surrogate pair is in no valid text
+    if not plain or text[:1] in ("{", "["):
+        with suppress(ValueError):
+            [value] = from_json(f"[{text}]")  # as deep as the model will have it
+            return value
+    return text
 
 
 def _shown(value: object) -> str:
-    """A value as JSON, short and without credentials."""
-    text = json.dumps(_masked(value), default=str)
+    """A value as JSON, short and without the credentials that a URL may carry before its `@`.
+
+    A structure is shown only if it is empty: it may hold a secret below a key that is no setting.
+    """
+    if isinstance(value, list | tuple | dict) and value:
+        return ""
+    if isinstance(value, str):
+        value = re.sub(r"(?s)\A(https?://)?.*@", r"\1***@", value)
+    text = json.dumps(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _line(key: str, value: object, problem: str) -> str:
-    return " ".join([f"{NAMESPACE}:{key}:", *([] if value is None else [_shown(value)]), problem])
+def one_line(key: str, value: object, problem: str) -> str:
+    shown = "" if value is None else _shown(value)
+    line = " ".join(filter(None, [f"{NAMESPACE}:{key}:", shown, problem]))
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
+
+_STRUCTURES: Final = ("model_type", "dict_type", "tuple_type")
+"""Errors of pydantic's for what should be a structure. Text in its place may hold a secret."""
 
 _PLAIN: Final[dict[str, Callable[[ErrorDetails], str]]] = {
     "value_error": lambda e: str(e["ctx"]["error"]),
     "extra_forbidden": lambda _: "is no setting",
     "missing": lambda _: "is required and missing",
+    "string_type": lambda _: "should be text: write it in quotes, or set it with --type string",
 }
 
 
@@ -517,9 +637,18 @@ def _describe(error: ErrorDetails, secret: Container[str]) -> str:
     """One line for one of pydantic's errors."""
     key = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error["loc"])[1:]
     say = _PLAIN.get(error["type"])
-    text = say(error) if say else error["msg"].replace("Input should be", "should be", 1)
+    text = say(error) if say else re.sub(r"^\w+ should", "should", error["msg"])
     if not key:  # a rule about several keys: its text names them
-        return f"{NAMESPACE}:{text}"
-    if error["type"] == "missing":
-        return _line(key, None, text)
-    return _line(key, HIDDEN if error["loc"][0] in secret else error["input"], text)
+        key, _, text = text.partition(": ")
+    encrypted = key.partition(".")[0].partition("[")[0] in secret
+    if encrypted and error["type"] == "value_error":
+        text = "is refused; why is not shown, because it is stored as a secret"
+    if not error["loc"] or error["type"] == "missing":
+        return one_line(key, None, text)
+    hidden = (
+        encrypted
+        or error["type"] == "extra_forbidden"
+        or (error["type"] in _STRUCTURES and isinstance(error["input"], str))
+        or isinstance(error.get("ctx", {}).get("error"), _HiddenError)
+    )
+    return one_line(key, HIDDEN if hidden else error["input"], text)

@@ -1,28 +1,38 @@
-"""The VM's user data: a cloud-config of packages, users, units and the sync. It holds no secret."""
+"""The VM's user data: a cloud-config of packages, users, units and the sync. It holds no secret.
+
+Two parts, since EC2 takes 16 KB: what every machine with a server is made of, compressed once and
+committed (`host/user-data/`), and behind it what follows from a stack's settings. A compressor's
+bytes differ between its builds, and other bytes would replace the machines of all stacks.
+"""
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
-import re
+import struct
 import textwrap
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import yaml
 
 from config.settings import NAMESPACE, Settings, SettingsError
-from host.compact import compact
 from host.proxy import APACHE, NGINX, PREFIX, SYNC_COMMANDS, templates
 
 USER_DATA_MAX: Final = 16_384
 """Bytes of raw user data that EC2 takes."""
+
+COMMITTED: Final = Path(__file__).with_name("user-data")
 
 STATE: Final = "/run/metrics-proxy/"
 """What the sync brought: generations, the link `current`, its own metrics. Empty at boot."""
 
 SYNC: Final = "/opt/metrics-proxy/sync.py"
 HEADERS: Final = "/opt/metrics-proxy/headers.lua"
-WORKER: Final = "/opt/metrics-proxy/worker.sh"
+SERVER_CONFIG: Final = "/etc/metrics-proxy/server.json"
 SYNC_CONFIG: Final = "/etc/metrics-proxy/sync.json"
 PROXY_UNIT: Final = "metrics-proxy.service"
 SYNC_UNIT: Final = "metrics-proxy-sync.service"
@@ -57,16 +67,56 @@ _RESTART: Final = (
 """Restarts the proxy if what it runs, program or library, was replaced on disk."""
 
 _UNITS: Final = "/etc/systemd/system"
-_SYNC_SOURCE: Final = Path(__file__).with_name("sync.py")
 
 
-def render(settings: Settings, region: str, secrets: tuple[str, str]) -> str:
-    """The cloud-config: deterministic, readable, and `SettingsError` if EC2 would not take it.
+def render(settings: Settings, region: str, bundle_secret: str) -> bytes:
+    """The user data, gzipped as cloud-init takes it; `SettingsError` if EC2 would not.
 
-    `secrets` are the names of token and bundle in `region`; a token of somebody else's is known by
-    the settings.
+    `bundle_secret` is the bundle's name in `region`.
     """
-    package = SERVERS[settings.server]["package"]
+    committed = (COMMITTED / f"{settings.server}.gz").read_bytes()
+    data = committed + _stored(of_settings(settings, region, bundle_secret).encode())
+    if len(data) > USER_DATA_MAX:
+        raise SettingsError(
+            f"{NAMESPACE}: the user data has {len(data):,} bytes, "
+            f"more than the {USER_DATA_MAX:,} of EC2"
+        )
+    return data
+
+
+def described(settings: Settings, region: str, bundle_secret: str) -> str:
+    """The user data for people: what follows from the settings, and what identifies the rest."""
+    name = f"{settings.server}.gz"
+    digest = hashlib.sha256((COMMITTED / name).read_bytes()).hexdigest()
+    return f"# host/user-data/{name} sha256 {digest}\n" + of_settings(
+        settings, region, bundle_secret
+    )
+
+
+def of_settings(settings: Settings, region: str, bundle_secret: str) -> str:
+    """More items of `write_files`: the files that follow from the settings."""
+    sync_config = {
+        "region": region,
+        "bundle_secret": bundle_secret,
+        "interval": settings.sync_interval,
+        "port": settings.port,
+    }
+    return _items(
+        {
+            SYNC_CONFIG: _json(sync_config),
+            f"{_UNITS}/metrics-.service.d/port.conf": (
+                f"[Service]\nSocketBindAllow=tcp:{settings.port}\n"
+            ),
+            f"{_UNITS}/{SYNC_TIMER}.d/interval.conf": (
+                f"[Timer]\nOnUnitInactiveSec={settings.sync_interval}\n"
+            ),
+        }
+    )
+
+
+def of_server(server: str) -> str:
+    """A cloud-config whose last key is `write_files`: all that a server's machines share."""
+    package = SERVERS[server]["package"]
     document = {
         # The package must not start its own unit when it is installed; nothing listens but
         # the proxy.
@@ -86,65 +136,33 @@ def render(settings: Settings, region: str, secrets: tuple[str, str]) -> str:
             ["systemctl", "enable", "--now", SYNC_TIMER],
         ],
     }
-    text = "#cloud-config\n" + yaml.safe_dump(
-        document, sort_keys=False, default_flow_style=None, width=1000
-    )
-    text += "write_files:\n"
-    for path, content in _files(settings, region, *secrets).items():
-        # the least indentation that YAML allows, down to an item that begins on its second line:
-        # user data has 16 KB
-        block = textwrap.indent(content, "  ")
-        text += f"-\n path: {path}\n content: |\n{block}"
-    size = len(text.encode())
-    if size > USER_DATA_MAX:
-        raise SettingsError(
-            f"{NAMESPACE}: the user data has {size:,} bytes, more than the {USER_DATA_MAX:,} of EC2"
-        )
-    return text
+    text = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=1000)
+    return f"#cloud-config\n{text}write_files:\n{_items(_files(server))}"
 
 
-def _files(
-    settings: Settings, region: str, token_secret: str, bundle_secret: str
-) -> dict[str, str]:
-    """Every file of the VM: path → text."""
-    sync_config = {
-        "region": region,
-        "token_secret": settings.admin_token_secret_arn or token_secret,
-        "bundle_secret": bundle_secret,
-        **SYNC_COMMANDS[settings.server],
-        "reload": ["systemctl", "reload-or-restart", PROXY_UNIT],
-    }
-    lines = [
-        f'"{key}":{json.dumps(value, separators=(",", ":"))}' for key, value in sync_config.items()
-    ]
+def _files(server: str) -> dict[str, str]:
+    """Files that do not depend on a stack's settings: path → text."""
     names = {
-        "interval": settings.sync_interval,
-        "port": settings.port,
-        "server": settings.server,
-        "sync": SYNC,
-        "sync_config": SYNC_CONFIG,
-        "unit": SERVERS[settings.server],
-        "worker": WORKER,
+        "server": server,
+        "unit": SERVERS[server],
+        "command": f"/usr/bin/python3 -I {SYNC} {SERVER_CONFIG} {SYNC_CONFIG}",
     }
 
-    def unit(template: str) -> str:
-        text = templates.get_template(template).render(names)
-        # comments and wide indentation stay in the repository: user data has 16 KB
-        text = re.sub(r"(?m)^ *(#|//|--).*\n", "", text)
-        return re.sub(r"(?m)^(?: {4})+", lambda found: " " * (len(found[0]) // 4), text)
+    def template(name: str) -> str:
+        return templates.get_template(name).render(names)
 
+    commands = {**SYNC_COMMANDS[server], "reload": ["systemctl", "reload-or-restart", PROXY_UNIT]}
     return {
-        SYNC: compact(_SYNC_SOURCE.read_text()),
-        SYNC_CONFIG: "{" + ",\n".join(lines) + "}\n",
-        WORKER: unit("worker.sh"),
-        **({HEADERS: unit("headers.lua")} if settings.server == "apache" else {}),
-        f"{_UNITS}/{PROXY_UNIT}": unit(f"{PROXY_UNIT}.j2"),
-        f"{_UNITS}/{SYNC_UNIT}": unit(f"{SYNC_UNIT}.j2"),
-        f"{_UNITS}/{SYNC_TIMER}": unit(f"{SYNC_TIMER}.j2"),
-        f"{_UNITS}/metrics-.service.d/hardening.conf": unit("hardening.conf.j2"),
+        SYNC: Path(__file__).with_name("sync.py").read_text(),
+        SERVER_CONFIG: _json(commands),
+        **({HEADERS: template("headers.lua")} if server == "apache" else {}),
+        f"{_UNITS}/{PROXY_UNIT}": template(f"{PROXY_UNIT}.j2"),
+        f"{_UNITS}/{SYNC_UNIT}": template(f"{SYNC_UNIT}.j2"),
+        f"{_UNITS}/{SYNC_TIMER}": template(SYNC_TIMER),
+        f"{_UNITS}/metrics-.service.d/hardening.conf": template("hardening.conf"),
         "/etc/apt/apt.conf.d/90metrics-proxy": f'DPkg::Post-Invoke {{"{_RESTART}";}};\n',
         "/etc/sysusers.d/metrics-proxy.conf": "u metrics-proxy\nu metrics-sync -:metrics-proxy\n",
-        "/etc/polkit-1/rules.d/50-metrics-proxy.rules": unit("polkit.rules.j2"),
+        "/etc/polkit-1/rules.d/50-metrics-proxy.rules": template("polkit.rules"),
         # to the console: what our units say, and systemd of what was killed and what fails; not the
         # access log, nor each start of the sync
         "/etc/systemd/journald.conf.d/metrics-proxy.conf": "[Journal]\nForwardToConsole=yes\n"
@@ -153,3 +171,40 @@ def _files(
         "ResolveUnicastSingleLabel=yes\nStaleRetentionSec=1d\n",
         "/etc/systemd/timesyncd.conf.d/metrics-proxy.conf": "[Time]\nNTP=169.254.169.123\n",
     }
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    """A JSON object, a line a key."""
+    lines = [f"{json.dumps(key)}: {json.dumps(item)}" for key, item in value.items()]
+    return "{" + ",\n ".join(lines) + "}\n"
+
+
+def _items(files: Mapping[str, str]) -> str:
+    """Items of `write_files`."""
+    return "".join(
+        f"- path: {path}\n  content: |\n{textwrap.indent(text, '    ')}"
+        for path, text in files.items()
+    )
+
+
+def _stored(text: bytes) -> bytes:
+    """A gzip member (RFC 1952) of one stored block (RFC 1951): the same bytes everywhere."""
+    size = struct.pack("<HH", len(text), len(text) ^ 0xFFFF)
+    end = struct.pack("<II", zlib.crc32(text), len(text))
+    return b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + b"\x01" + size + text + end
+
+
+def main() -> None:
+    """Write the committed part anew where it is not what `of_server` says: `make generate`."""
+    # 4 % smaller than zlib's; not there where the program runs, and not needed there
+    from zopfli.gzip import compress
+
+    COMMITTED.mkdir(exist_ok=True)
+    for server in SERVERS:
+        file, text = COMMITTED / f"{server}.gz", of_server(server).encode()
+        if not file.exists() or gzip.decompress(file.read_bytes()) != text:
+            file.write_bytes(compress(text))
+
+
+if __name__ == "__main__":
+    main()

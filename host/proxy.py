@@ -29,24 +29,33 @@ APACHE: Final = "/usr/sbin/apache2"
 SYSTEM_CA: Final = "/etc/ssl/certs/ca-certificates.crt"
 """The CAs that Debian trusts, for `https` upstreams without a `ca` of their own."""
 
-LIMITS: Final = {"connections": 64, "burst": 1000, "seconds": 10}
-"""What one client may do. Prometheus keeps one connection for each endpoint: 64 are 20 of them
-behind one address, at the default endpoints. 1,000 requests in 10 s are 100 endpoints scraped every
-second; whoever asks more often gets a 429. nginx only: Apache has no limits per client."""
+LOOPBACK: Final = "127.0.0.1/32"
+"""The machine itself, which asks its proxy after a reload whether it serves."""
 
 SYNC_COMMANDS: Final[dict[str, dict[str, Any]]] = {
     "nginx": {
-        "test": [NGINX, "-t", "-q", "-p", "{scratch}/", "-c", "{generation}/proxy.conf"],
+        "test": [NGINX, "-t", "-q", "-p", "{scratch}/server/", "-c", "{generation}/proxy.conf"],
+        "trial": [
+            *(NGINX, "-p", "{scratch}/server/", "-c", "{generation}/trial.conf"),
+            *("-g", "daemon off;"),
+        ],
         "token_line": 'proxy_set_header Authorization "Bearer {token}";\n',
         "no_token_line": "return 503;\n",
+        "generation_line": "add_header Metrics-Proxy-Generation {generation};\n",
     },
     "apache": {
         "test": [APACHE, "-t", "-d", "{generation}", "-f", "proxy.conf"],
+        "trial": [
+            *(APACHE, "-D", "FOREGROUND", "-d", "{generation}", "-f", "trial.conf"),
+            *("-c", "PidFile {scratch}/apache.pid"),
+        ],
         "token_line": 'RequestHeader set Authorization "Bearer {token}"\n',
         "no_token_line": 'RewriteRule "^" "-" [R=503]\n',
+        "generation_line": "Header set Metrics-Proxy-Generation {generation}\n",
     },
 }
-"""What the sync has to know of a server: its config test, and its include with or without token."""
+"""What the sync has to know of a server: its config test, how it serves for a trial, and the lines
+of its includes: with and without token, and the header by which it says what it serves."""
 
 HEADER: Final = "Rendered by the Pulumi program metrics-proxy."
 
@@ -64,10 +73,21 @@ templates.filters["regex"] = re.escape
 def upstream_url(endpoint: Endpoint, search_domain: str | None) -> str:
     """The upstream with the search domain appended to a host of a single label."""
     url = urlsplit(endpoint.upstream)
-    if search_domain is None or "." in endpoint.host:
+    host = endpoint.full_host(search_domain)
+    if host == endpoint.host:
         return endpoint.upstream
     port = "" if url.port is None else f":{url.port}"
-    return url._replace(netloc=f"{endpoint.host}.{search_domain}{port}").geturl()
+    return url._replace(netloc=f"{host}{port}").geturl()
+
+
+def limits(endpoints: int) -> dict[str, int]:
+    """What one client may ask of the API; more gets a 429. nginx only: Apache has no such limits.
+
+    A pair of Prometheus behind one address may have every endpoint hanging at the same time and
+    scrape each of them every second; 64 connections and 100 requests a second are for others.
+    """
+    rate = 100 + 2 * endpoints
+    return {"connections": 64 + 2 * endpoints, "rate": rate, "burst": 10 * rate}
 
 
 def render(settings: Settings, *, on_host: bool = True) -> str:
@@ -81,9 +101,9 @@ def render(settings: Settings, *, on_host: bool = True) -> str:
         port=settings.port,
         server_name=settings.server_name,
         proxy_path=PROXY_PATH,
-        prometheus_cidrs=settings.prometheus_cidrs,
+        allowed=[*settings.prometheus_cidrs, *([LOOPBACK] if on_host else [])],
         system_ca=SYSTEM_CA,
-        limits=LIMITS,
+        limits=limits(len(settings.endpoints)),
         endpoints=[
             {
                 "name": e.name,
@@ -96,12 +116,18 @@ def render(settings: Settings, *, on_host: bool = True) -> str:
     )
 
 
-def bundle(settings: Settings) -> dict[str, Any]:
-    """The bundle less certificate and key: `configuration`, and the `endpoints` to probe.
+def bundle(settings: Settings, own_secret: str) -> dict[str, Any]:
+    """The bundle less certificate and key: `configuration`, the `endpoints` to probe, the `token`.
 
-    Raises `SettingsError` if it would not fit into one secret.
+    `token` names the secret that holds it, `own_secret` or somebody else's, and the key in its JSON
+    if the settings do. Raises `SettingsError` if it would not fit into one secret.
     """
+    fallback = settings.fallback_scrape_protocol
     document = {
+        "token": {
+            "secret": settings.token_secret or own_secret,
+            **({"key": settings.token_key} if settings.token_key else {}),
+        },
         "configuration": render(settings),
         "endpoints": [
             {
@@ -109,6 +135,7 @@ def bundle(settings: Settings) -> dict[str, Any]:
                 "path": e.path,
                 "upstream": upstream_url(e, settings.search_domain),
                 **({"ca": e.ca} if e.ca else {}),
+                **({"fallback_scrape_protocol": fallback} if fallback else {}),
             }
             for e in settings.endpoints
         ],

@@ -70,6 +70,7 @@ def jobs(settings: Settings, address: str, ca: str) -> list[Json]:
         }
         for endpoint in settings.endpoints
     ]
+    fallback = settings.fallback_scrape_protocol
     common = {
         "scheme": "https",
         "tls_config": {"ca": ca, "server_name": settings.server_name, "min_version": "TLS12"},
@@ -77,7 +78,12 @@ def jobs(settings: Settings, address: str, ca: str) -> list[Json]:
     }
     # without `scrape_interval`, so that Prometheus' global one applies
     return [
-        {"job_name": settings.job, **common, "static_configs": endpoints},
+        {
+            "job_name": settings.job,
+            **common,
+            **({"fallback_scrape_protocol": fallback} if fallback else {}),
+            "static_configs": endpoints,
+        },
         {
             "job_name": settings.proxy_job,
             **common,

@@ -11,6 +11,7 @@ import argparse
 import base64
 import configparser
 import contextlib
+import gzip
 import json
 import os
 import shlex
@@ -20,7 +21,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import cached_property
@@ -56,10 +56,10 @@ another user, and Apache would not start. As nobody in a user namespace it is ro
 from outside, and may read these folders."""
 
 
-def lay_out(user_data: str, root: Path) -> None:
+def lay_out(user_data: bytes, root: Path) -> None:
     """Write the user data's files below `root`, in place of an older machine's."""
     shutil.rmtree(root, ignore_errors=True)
-    for entry in yaml.safe_load(user_data)["write_files"]:
+    for entry in yaml.safe_load(gzip.decompress(user_data))["write_files"]:
         file = root / entry["path"].lstrip("/")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(entry["content"])
@@ -112,7 +112,7 @@ class ProcessMachine:
             answer = account.client("ec2").describe_instance_attribute(
                 InstanceId=instance, Attribute="userData"
             )
-            lay_out(base64.b64decode(answer["UserData"]["Value"]).decode(), self.root)
+            lay_out(base64.b64decode(answer["UserData"]["Value"]), self.root)
         arguments = ["--root", str(self.root), "--account", str(self.folder / "aws.json")]
         arguments += ["--instance", instance]
         arguments += ["--access-log", str(self.folder / "logs" / "access.log")]
@@ -153,7 +153,8 @@ class UnitRunner:
 
     def unit(self, name: str) -> configparser.ConfigParser:
         parser = Unit(strict=False, interpolation=None)
-        parser.read(self.root / UNITS / name)
+        folder = self.root / UNITS
+        parser.read([folder / name, *sorted((folder / f"{name}.d").glob("*.conf"))])
         return parser
 
     def command(self, unit: str, key: str = "ExecStart") -> list[str]:
@@ -172,14 +173,23 @@ class UnitRunner:
         threading.Thread(target=self._answer_systemctl, daemon=True).start()
         threading.Thread(target=self._keep_server, daemon=True).start()
         interval = float(self.unit(SYNC_TIMER)["Timer"]["OnUnitInactiveSec"])
-        command = self.command(SYNC_UNIT)
+        command = [*NOT_ROOT, *self.command(SYNC_UNIT)]
         try:
             while not self._stopping.is_set():
-                subprocess.run(command, env=self._environment, cwd=self.root, check=False)
+                self._sync(command)
                 self._stopping.wait(interval)
         finally:
             self._stopping.set()
             self._stop_server()
+
+    def _sync(self, command: list[str]) -> None:
+        """Once; whatever it leaves behind ends with it, as a unit's control group does."""
+        sync = subprocess.Popen(
+            command, env=self._environment, cwd=self.root, start_new_session=True
+        )
+        sync.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(sync.pid, signal.SIGKILL)
 
     def _stop_server(self) -> None:
         with self._lock:
@@ -205,7 +215,7 @@ class UnitRunner:
         """Reload the server, or start it; what went wrong, or nothing."""
         with self._lock:
             if self._server is not None and self._server.poll() is None:
-                return self._tell(self._server, "ExecReload")
+                return self._reload(self._server)
             return self._start()
 
     def _start(self) -> str:
@@ -214,20 +224,17 @@ class UnitRunner:
         self._server = server
         name = Path(self.command(PROXY_UNIT)[0]).name
         comm = Path(f"/proc/{server.pid}/comm")
+        # Type=exec: started when the program is there
         wait(lambda: comm.read_text().strip() == name or server.poll() is not None, name)
-        return self._tell(server, "ExecStartPost")
+        status = server.returncode
+        return "" if status is None else f"{PROXY_UNIT} ended with status {status}"
 
-    def _tell(self, server: subprocess.Popen[bytes], key: str) -> str:
-        """Run one of the unit's commands beside the server; what went wrong, or nothing."""
-        environment = {**os.environ, "MAINPID": str(server.pid)}
-        teller = subprocess.Popen(self.command(PROXY_UNIT, key), env=environment)
-        while teller.poll() is None and server.poll() is None:
-            time.sleep(0.02)
-        if server.returncode is not None:
-            teller.kill()
-            teller.wait()
-            return f"{PROXY_UNIT} ended with status {server.returncode}"
-        return f"{PROXY_UNIT}: {key} ended with {teller.returncode}" if teller.returncode else ""
+    def _reload(self, server: subprocess.Popen[bytes]) -> str:
+        """Run the unit's command beside the server; what went wrong, or nothing."""
+        words = self.command(PROXY_UNIT, "ExecReload")
+        words = [str(server.pid) if word == "$MAINPID" else word for word in words]
+        status = subprocess.run(words, check=False).returncode
+        return f"{PROXY_UNIT}: ExecReload ended with {status}" if status else ""
 
     def _keep_server(self) -> None:
         """`Restart=always`, `RestartSec=1`."""

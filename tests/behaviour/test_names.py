@@ -153,14 +153,14 @@ class Proxy:
             has_token=True,
         )
         root = folder / "root"
-        user_data = cloud_config.render(settings, "eu-central-1", ("token", "bundle"))
+        user_data = cloud_config.render(settings, "eu-central-1", "bundle")
         lay_out(user_data, root)
         generation = root / "run/metrics-proxy/gen-1"
         generation.mkdir()
         (generation.parent / "current").symlink_to("gen-1")
         self._ca, key = self_signed("proxy")
         token = proxy.SYNC_COMMANDS[server]["token_line"].replace("{token}", "token")
-        files = {"proxy.conf": proxy.render(settings), "token.conf": token}
+        files = {"proxy.conf": proxy.render(settings), "token.conf": token, "generation.conf": ""}
         for name, text in (files | {"certificate.pem": self._ca, "key.pem": key}).items():
             (generation / name).write_text(text)
         log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

@@ -36,12 +36,6 @@ COMPUTED: dict[str, dict[str, Any]] = {
 }
 """What the providers compute, by type; a type that is missing here is unknown to the program."""
 
-ANSWERS: dict[str, dict[str, Any]] = {
-    "aws:index/getRegion:getRegion": {"region": "eu-central-1"},
-    "aws:ec2/getSubnet:getSubnet": {"vpcId": "vpc-1"},
-    "aws:ec2/getAmi:getAmi": {"id": "ami-debian13"},
-}
-
 ARCHITECTURES = {
     "mac2.metal": ["arm64_mac"],
     "t2.micro": ["i386", "x86_64"],
@@ -49,13 +43,43 @@ ARCHITECTURES = {
     "t4g.micro": ["arm64"],
     "t4g.small": ["arm64"],
 }
-"""What `getInstanceType` answers, as AWS does."""
+
+Answers = dict[str, Callable[[dict[str, Any]], dict[str, Any]]]
+
+ANSWERS: Answers = {
+    "getRegion": lambda _: {"region": "eu-central-1"},
+    "getCallerIdentity": lambda _: {"accountId": "123456789012"},
+    "getSubnet": lambda _: {
+        "vpcId": "vpc-1",
+        "availabilityZone": "eu-central-1a",
+        "cidrBlock": "10.20.0.0/24",
+    },
+    "getRouteTables": lambda asked: {
+        "ids": ["rtb-main"] if asked["filters"][0]["name"] == "association.main" else []
+    },
+    "getRouteTable": lambda _: {
+        "routes": [
+            {"cidrBlock": "10.20.0.0/16", "gatewayId": "local"},
+            {"cidrBlock": "0.0.0.0/0", "gatewayId": "", "natGatewayId": "nat-1"},
+        ]
+    },
+    "getInstanceType": lambda asked: {
+        "supportedArchitectures": ARCHITECTURES[asked["instanceType"]]
+    },
+    "getInstanceTypeOfferings": lambda asked: {"instanceTypes": asked["filters"][0]["values"]},
+    "getAmi": lambda _: {"id": "ami-debian13", "architecture": "arm64"},
+    "getSecret": lambda asked: {"arn": asked["arn"]},
+    "getSecurityGroup": lambda _: {"vpcId": "vpc-1"},
+    "getNetworkInterfaces": lambda _: {"ids": []},
+}
+"""What AWS answers to what it is asked."""
 
 
 class Cloud(Mocks):
     """What the program registered, as the engine would have got it."""
 
-    def __init__(self) -> None:
+    def __init__(self, answers: Answers) -> None:
+        self.answers = ANSWERS | answers
         self.resources: list[MockResourceArgs] = []
         self.calls: list[MockCallArgs] = []
         self.requests: dict[str, resource_pb2.RegisterResourceRequest] = {}
@@ -84,10 +108,11 @@ class Cloud(Mocks):
 
     def call(self, args: MockCallArgs) -> tuple[dict[Any, Any], list[tuple[str, str]] | None]:
         self.calls.append(args)
-        if args.token == "aws:ec2/getInstanceType:getInstanceType":
-            names = ARCHITECTURES[args.args["instanceType"]]
-            return {**args.args, "supportedArchitectures": names}, []
-        return {**args.args, **ANSWERS[args.token]}, []
+        try:
+            answer = self.answers[args.token.rpartition(":")[2]](args.args)
+        except RuntimeError as error:
+            return {}, [("", str(error))]
+        return {**args.args, **answer}, []
 
     def all(self, typ: str) -> list[dict[str, Any]]:
         """The inputs of every resource of a type, secrets still marked."""

@@ -15,7 +15,7 @@ import yaml
 from pulumi.runtime.mocks import MockMonitor
 
 from config.settings import NAMESPACE
-from tests.components.cloud import Cloud
+from tests.components.cloud import Answers, Cloud
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "the-admin-token"
@@ -30,13 +30,18 @@ Deploy = Callable[..., Cloud]
 
 @pytest.fixture
 def deploy(engine: None, monkeypatch: pytest.MonkeyPatch) -> Deploy:
-    """Run the program; keywords override the settings, `secret=False` stores the token plainly."""
+    """Run the program; keywords override the settings, `secret=False` stores the token plainly,
+    `answers` are AWS' that differ."""
     del engine
 
     def run(
-        values: dict[str, Any] | None = None, stack: str = "dev", secret: bool = True, **over: Any
+        values: dict[str, Any] | None = None,
+        stack: str = "dev",
+        secret: bool = True,
+        answers: Answers | None = None,
+        **over: Any,
     ) -> Cloud:
-        cloud = Cloud()
+        cloud = Cloud(answers or {})
         config = {**({"adminToken": TOKEN, **BASE} if values is None else values), **over}
         monitor = MockMonitor(cloud)
         monkeypatch.setattr(monitor, "RegisterResource", cloud.recording(monitor.RegisterResource))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 from typing import Any
 
@@ -12,6 +14,7 @@ import yaml
 from tests.components.cloud import Cloud, reveal
 from tests.components.conftest import TOKEN, Deploy, stack_file
 from tests.leaks import holds
+from tests.readme import settings_table
 
 INSTANCE = "aws:ec2/instance:Instance"
 INTERFACE = "aws:ec2/networkInterface:NetworkInterface"
@@ -26,7 +29,23 @@ ARN = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:sba/token-a1b2c3"
 
 
 def user_data(cloud: Cloud) -> str:
-    return str(reveal(cloud.only(INSTANCE)["userData"])[0])
+    text, secret = reveal(cloud.only(INSTANCE)["userDataBase64"])
+    assert secret, "a page of base64 is no news to who reads a preview"
+    data = base64.b64decode(text)
+    assert len(data) <= 16_384
+    return gzip.decompress(data).decode()
+
+
+def ancestors(cloud: Cloud, name: str) -> set[str]:
+    """The names of all that a resource waits for."""
+    names = {urn: urn.rsplit("::", 1)[1] for urn in cloud.urns}
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        more = {names[urn] for urn in cloud.requests[waiting.pop()].dependencies if urn in names}
+        waiting += more - found
+        found |= more
+    return found
 
 
 def bundle(cloud: Cloud) -> dict[str, Any]:
@@ -77,7 +96,8 @@ def test_the_token_stays_a_secret_output(deploy: Deploy) -> None:
 
 def test_the_bundle_is_what_the_sync_reads(deploy: Deploy) -> None:
     document = bundle(deploy())
-    assert set(document) == {"certificate", "key", "configuration", "endpoints"}
+    assert set(document) == {"certificate", "key", "configuration", "endpoints", "token"}
+    assert document["token"] == {"secret": "metrics-proxy/dev/admin-token"}
     assert document["certificate"] == "LEAF"
     assert [e["name"] for e in document["endpoints"]] == ["api", "workers"]
 
@@ -100,7 +120,43 @@ def test_somebody_elses_secret_is_read_and_not_made(deploy: Deploy) -> None:
     assert [s["name"] for s in cloud.all(SECRET)] == ["metrics-proxy/dev/bundle"]
     [statement] = json.loads(cloud.only(POLICY)["policy"])["Statement"]
     assert statement["Resource"] == [ARN, "arn:secrets-bundle"]
-    assert ARN in user_data(cloud)
+    assert bundle(cloud)["token"] == {"secret": ARN}
+    assert cloud.outputs["tokenSecretArn"] == ARN
+
+
+def test_a_key_in_somebody_elses_secret_is_the_syncs_business_only(deploy: Deploy) -> None:
+    cloud = deploy(adminToken=None, adminTokenSecretArn=f"{ARN}:admin::")
+    [statement] = json.loads(cloud.only(POLICY)["policy"])["Statement"]
+    assert statement["Resource"] == [ARN, "arn:secrets-bundle"]
+    assert bundle(cloud)["token"] == {"secret": ARN, "key": "admin"}
+    assert cloud.outputs["tokenSecretArn"] == ARN
+
+
+@pytest.mark.parametrize("token", [{}, {"adminToken": None, "adminTokenSecretArn": ARN}])
+def test_the_bundle_names_a_secret_that_can_be_read_and_has_a_value(
+    deploy: Deploy, token: dict[str, Any]
+) -> None:
+    cloud = deploy(**token)
+    before = ancestors(cloud, "secrets-bundle-value")
+    assert "secrets-policy" in before
+    assert ("secrets-token-value" in before) == (not token)
+
+
+def test_the_machine_starts_when_it_may_read_its_secrets(deploy: Deploy) -> None:
+    assert {"secrets-policy", "secrets-profile"} <= ancestors(deploy(), "proxy-instance")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("adminTokenSecretArn", ARN.replace("eu-central-1", "eu-west-1")),
+        ("kmsKeyArn", "arn:aws:kms:eu-west-1:123456789012:key/abc"),
+    ],
+)
+def test_what_is_in_another_region_is_refused(deploy: Deploy, key: str, value: str) -> None:
+    own = {} if key == "kmsKeyArn" else {"adminToken": None}
+    with pytest.raises(pulumi.RunError, match=rf"^metrics-proxy:{key}: .* is in eu-west-1, and"):
+        deploy(**own, **{key: value})
 
 
 def test_the_machine_is_closed(deploy: Deploy) -> None:
@@ -143,17 +199,79 @@ def test_what_the_sync_brings_leaves_the_machine_alone(deploy: Deploy) -> None:
     after = deploy(
         endpoints=[{"name": "x", "path": "/x", "upstream": "http://other:80/x"}],
         prometheusCidrs=["10.99.0.0/24"],
-        adminToken="another-token",
+        adminToken=None,
+        adminTokenSecretArn=ARN,
     )
     assert user_data(before) == user_data(after)
     assert bundle(before)["configuration"] != bundle(after)["configuration"]
+    assert bundle(before)["token"] != bundle(after)["token"]
 
 
-@pytest.mark.parametrize("change", [{"port": 9447}, {"syncInterval": 30}])
-def test_what_the_machine_is_made_of_is_in_its_user_data(
-    deploy: Deploy, change: dict[str, Any]
-) -> None:
-    assert user_data(deploy()) != user_data(deploy(**change))
+CHANGES: dict[str, dict[str, Any]] = {
+    "subnetId": {"subnetId": "subnet-0123456789abcdef1"},
+    "prometheusCidrs": {"prometheusCidrs": ["10.99.0.0/24"]},
+    "apiCidrs": {"apiCidrs": ["10.99.0.0/24"]},
+    "apiSecurityGroupId": {"apiCidrs": None, "apiSecurityGroupId": "sg-0123456789abcdef0"},
+    "adminToken": {"adminToken": "another-token"},
+    "adminTokenSecretArn": {"adminToken": None, "adminTokenSecretArn": ARN},
+    "endpoints": {"endpoints": [{"name": "x", "path": "/x", "upstream": "http://other:80/x"}]},
+    "server": {"server": "apache"},
+    "serverName": {"serverName": "proxy.example.com"},
+    "port": {"port": 9447},
+    "instanceType": {"instanceType": "t4g.small"},
+    "amiId": {"amiId": "ami-12345678"},
+    "privateIp": {"privateIp": "10.20.0.77"},
+    "kmsKeyArn": {"kmsKeyArn": "arn:aws:kms:eu-central-1:123456789012:key/abc"},
+    "syncInterval": {"syncInterval": 30},
+    "searchDomain": {"searchDomain": "example.com"},
+    "job": {"job": "api"},
+    "fallbackScrapeProtocol": {"fallbackScrapeProtocol": "PrometheusText0.0.4"},
+    "protect": {"protect": True},
+    "grafana.enabled": {"grafana": {"enabled": False}},
+    "grafana.folderTitle": {"grafana": {"folderTitle": "Other"}},
+    "grafana.folderUid": {"grafana": {"folderUid": "theirs"}},
+    "grafana.adoptFolder": {"grafana": {"adoptFolder": True}},
+    "grafana.overwriteDashboard": {"grafana": {"overwriteDashboard": True}},
+    "grafana.datasourceUid": {"grafana": {"datasourceUid": "other"}},
+    "grafana.runbookUrl": {"grafana": {"runbookUrl": "https://wiki.example.com"}},
+    "grafana.alertDatasourceUid": {"grafana": {"alertDatasourceUid": "other"}},
+    "grafana.dashboardUid": {"grafana": {"dashboardUid": "other"}},
+    "workers.errorRate": {"workers": {"errorRate": 0.5}},
+    "workers.queueDepth.warning": {"workers": {"queueDepth": {"warning": 1}}},
+    "workers.queueDepth.critical": {"workers": {"queueDepth": {"critical": 1000}}},
+    "workers.queues": {"workers": {"queues": {"email": {"warning": 1}}}},
+}
+
+
+def inputs(cloud: Cloud, *types: str) -> list[tuple[str, str]]:
+    """What was asked for, of resources of these types or of all."""
+    return sorted(
+        (r.name, json.dumps(r.inputs, sort_keys=True))
+        for r in cloud.resources
+        if r.typ in types or not types
+    )
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_the_readme_says_how_a_setting_applies(deploy: Deploy, key: str) -> None:
+    before, after = deploy(), deploy(**CHANGES[key])
+    address = inputs(before, INTERFACE) != inputs(after, INTERFACE)
+    found = []
+    if address or inputs(before, INSTANCE) != inputs(after, INSTANCE):
+        found.append("new machine")
+    elif inputs(before, VERSION) != inputs(after, VERSION):
+        found.append("sync")
+    if address or before.outputs["scrapeConfig"] != after.outputs["scrapeConfig"]:
+        found.append("Prometheus")
+    if not found:
+        changed = inputs(before) != inputs(after)
+        found = ["up"] if changed or before.requests != after.requests else []
+    assert ", ".join(found) == settings_table()[key].applies
+
+
+def test_every_setting_that_applies_is_tried() -> None:
+    untried = {key for key, row in settings_table().items() if row.applies} - set(CHANGES)
+    assert untried == {"grafana.dashboard"}, "a file"
 
 
 @pytest.mark.parametrize(
@@ -183,7 +301,8 @@ def test_the_image_is_the_newest_debian_of_the_types_architecture(
 def test_a_named_image_is_not_looked_up_and_replaces_the_machine(deploy: Deploy) -> None:
     assert list(deploy().requests["proxy-instance"].ignoreChanges) == ["ami"]
     cloud = deploy(amiId="ami-12345678")
-    assert [c for c in cloud.calls if "getAmi" in c.token] == []
+    [asked] = [c.args for c in cloud.calls if "getAmi" in c.token]
+    assert asked["filters"] == [{"name": "image-id", "values": ["ami-12345678"]}]
     assert cloud.only(INSTANCE)["ami"] == "ami-12345678"
     assert list(cloud.requests["proxy-instance"].ignoreChanges) == []
 
@@ -253,11 +372,15 @@ def test_the_outputs(deploy: Deploy) -> None:
     objects = list(yaml.safe_load_all(cloud.outputs["scrapeConfigObjects"]))
     assert [it["kind"] for it in objects] == ["ConfigMap", "ScrapeConfig", "ScrapeConfig"]
     texts = ("scrapeConfig", "scrapeConfigList", "scrapeConfigObjects", "prometheusRules")
+    text = user_data(cloud)
+    assert cloud.outputs["userData"].startswith("# host/user-data/nginx.gz sha256 ")
+    assert text.endswith(cloud.outputs["userData"].partition("\n")[2])
     assert cloud.outputs == {
         "proxyUrl": "https://10.20.0.10:9447",
         "privateIp": "10.20.0.10",
         "caCertificate": "CA",
         **{name: cloud.outputs[name] for name in texts},
+        "userData": cloud.outputs["userData"],
         "proxyConfiguration": bundle(cloud)["configuration"],
         "tokenSecretArn": "arn:secrets-token",
         "bundleSecretArn": "arn:secrets-bundle",
@@ -308,13 +431,6 @@ def test_a_token_that_no_header_can_carry_is_refused_unseen(deploy: Deploy, toke
     assert token not in str(refused.value)
 
 
-def test_a_type_that_debian_does_not_run_on_is_refused(deploy: Deploy) -> None:
-    with pytest.raises(
-        pulumi.RunError, match="metrics-proxy:instanceType: mac2.metal is arm64_mac"
-    ):
-        deploy(instanceType="mac2.metal")
-
-
 def test_a_bad_setting_is_refused(deploy: Deploy) -> None:
     with pytest.raises(pulumi.RunError, match='metrics-proxy:server: "caddy"'):
         deploy(server="caddy")
@@ -333,5 +449,4 @@ def test_a_missing_dashboard_is_refused(deploy: Deploy) -> None:
 def test_user_data_is_a_cloud_config(deploy: Deploy) -> None:
     text = user_data(deploy())
     assert text.startswith("#cloud-config\n")
-    assert len(text.encode()) <= 16_384
     assert "apt-get -qy install nginx " in yaml.safe_load(text)["runcmd"][0]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,27 @@ from typing import Any
 import pulumi
 import pytest
 import yaml
+from hypothesis import assume, given
+from hypothesis import settings as profile
+from hypothesis import strategies as st
 from pulumi.runtime import MockCallArgs, MockResourceArgs, Mocks
+from pydantic import BaseModel
 
 from config import stack
-from config.settings import TOKEN_MAX, CertificateDays, Limits, Settings, SettingsError, check_token
+from config.settings import (
+    TOKEN_MAX,
+    URL_MAX,
+    CertificateDays,
+    Endpoint,
+    Grafana,
+    Limits,
+    Settings,
+    SettingsError,
+    Workers,
+    check_token,
+)
 from tests.certificates import self_signed
+from tests.readme import settings_table
 
 ROOT = Path(__file__).resolve().parents[2]
 UNSET = object()
@@ -58,13 +76,7 @@ def endpoint(**changes: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("config", "key", "problem"),
     [
-        ({"prot": "9446"}, "prot", "is no setting; did you mean port?"),
-        ({"instanceTyp": "x"}, "instanceTyp", "is no setting; did you mean instanceType?"),
-        ({"zzz": "1"}, "zzz", "is no setting"),
-        ({"stack": "dev"}, "stack", "is no setting"),
-        ({"instance_type": "t4g.micro"}, "instance_type", "is no setting"),
         ({"prometheusCidrs": []}, "prometheusCidrs", "is empty"),
-        ({"prometheusCidrs": "10.0.0.0/24"}, "prometheusCidrs", "valid array"),
         ({"apiCidrs": []}, "apiCidrs", "is empty"),
         ({"port": 1023}, "port", "greater than or equal to 1024"),
         ({"port": 65536}, "port", "less than or equal to 65535"),
@@ -72,12 +84,14 @@ def endpoint(**changes: object) -> dict[str, object]:
         ({"port": True}, "port", "valid integer"),
         ({"server": "caddy"}, "server", "'nginx' or 'apache'"),
         ({"serverName": "Proxy.local"}, "serverName", "DNS name in lower case"),
+        ({"serverName": "a" * 60 + ".local"}, "serverName", "at most 64 characters"),
         ({"searchDomain": "not_a_name"}, "searchDomain", "DNS name"),
         ({"subnetId": "vpc-0123456789abcdef0"}, "subnetId", "a subnet id"),
         ({"amiId": "debian"}, "amiId", "an AMI id"),
         ({"privateIp": "10.0.0.256"}, "privateIp", "an IPv4 address"),
         ({"instanceType": "micro"}, "instanceType", "an EC2 instance type"),
         ({"syncInterval": 0}, "syncInterval", "greater than or equal to 1"),
+        ({"fallbackScrapeProtocol": "text"}, "fallbackScrapeProtocol", "'PrometheusText0.0.4'"),
         ({"protect": "yes"}, "protect", "valid boolean"),
         ({"kmsKeyArn": SECRET}, "kmsKeyArn", "the ARN of a KMS key"),
     ],
@@ -105,7 +119,6 @@ def test_a_bad_setting_is_refused_in_one_line_with_key_and_value(
             '{"warning": 5, "critical": 6}',
             "warning 5 is below critical 6",
         ),
-        ("grafana", {"folder": "SBA"}, "folder", '"SBA"', "is no setting"),
         ("grafana", {"runbookUrl": "wiki"}, "runbookUrl", '"wiki"', "an http(s) URL"),
         ("grafana", {"dashboardUid": "a b"}, "dashboardUid", '"a b"', "a Grafana uid"),
         ("grafana", {"dashboardUid": 41 * "u"}, "dashboardUid", f'"{41 * "u"}"', "a Grafana uid"),
@@ -121,34 +134,14 @@ def test_a_bad_setting_is_refused_in_one_line_with_key_and_value(
         ("grafana", {"overwriteDashboard": "yes"}, "overwriteDashboard", '"yes"', "valid boolean"),
         ("workers", {"errorRate": 1.5}, "errorRate", "1.5", "less than or equal to 1"),
         ("workers", {"errorRate": -0.1}, "errorRate", "-0.1", "greater than or equal to 0"),
-        ("workers", {"errorRates": 0.1}, "errorRates", "0.1", "is no setting"),
-        (
-            "workers",
-            {"queueDepth": {"warning": 5, "critical": 4}},
-            "queueDepth",
-            '{"warning": 5, "critical": 4}',
-            "warning 5 is above critical 4",
-        ),
+        ("workers", {"errorRate": "-0.1"}, "errorRate", "-0.1", "greater than or equal to 0"),
+        ("workers", {"errorRate": "5 %"}, "errorRate", '"5 %"', "should be a valid number"),
         (
             "workers",
             {"queueDepth": {"warning": -1}},
             "queueDepth.warning",
             "-1",
             "greater than or equal to 0",
-        ),
-        (
-            "workers",
-            {"queueDepth": {"critical": 99}},
-            "queueDepth",
-            '{"critical": 99}',
-            "warning 100 is above critical 99",
-        ),
-        (
-            "workers",
-            {"queues": {"email": {"warning": 501}}},
-            "queues.email",
-            '{"warning": 501}',
-            "warning 501 is above critical 500",
         ),
     ],
 )
@@ -158,6 +151,41 @@ def test_a_bad_nested_setting_is_refused_by_its_path(
     line = refusal(**{section: value})
     assert line.startswith(f"metrics-proxy:{section}.{key}: {shown} ")
     assert problem in line
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (
+            {"queueDepth": {"warning": 5, "critical": 4}},
+            "queueDepth: warning 5 is above critical 4",
+        ),
+        ({"queueDepth": {"critical": 99}}, "queueDepth: warning 100 is above critical 99"),
+        (
+            {"queues": {"email": {"warning": 501}}},
+            "queues.email: warning 501 is above critical 500",
+        ),
+    ],
+)
+def test_limits_out_of_order_are_refused(value: object, problem: str) -> None:
+    assert refusal(workers=value) == f"metrics-proxy:workers.{problem}"
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("prot", "port"),
+        ("instanceTyp", "instanceType"),
+        ("instance_type", "instanceType"),
+        ("zzz", None),
+        ("stack", None),
+    ],
+)
+def test_a_key_that_is_no_setting_is_refused_with_what_may_be_meant(
+    key: str, near: str | None
+) -> None:
+    hint = f"; did you mean {near}?" if near else ""
+    assert refusal(**{key: "hush"}) == f'metrics-proxy:{key}: "(hidden)" is no setting{hint}'
 
 
 @pytest.mark.parametrize("key", ["subnetId", "prometheusCidrs"])
@@ -186,6 +214,12 @@ def test_a_required_setting_is_asked_for(key: str) -> None:
 def test_a_network_that_is_none_or_too_wide_is_refused(key: str, cidr: str, problem: str) -> None:
     line = refusal(**{key: ["10.1.0.0/16", cidr]})
     assert line.startswith(f'metrics-proxy:{key}[1]: "{cidr}" {problem}')
+
+
+@pytest.mark.parametrize("key", ["prometheusCidrs", "apiCidrs"])
+def test_a_network_that_is_named_twice_is_refused(key: str) -> None:
+    line = refusal(**{key: ["10.1.0.0/16", "10.2.0.0/16", "10.1.0.0/16"]})
+    assert line == f"metrics-proxy:{key}: names 10.1.0.0/16 twice"
 
 
 @pytest.mark.parametrize(
@@ -232,13 +266,114 @@ def test_of_two_settings_that_exclude_each_other_one_is_required(
         "arn:aws:ssm:eu-central-1:123456789012:parameter/sba/token",
         "arn:aws:kms:eu-central-1:123456789012:key/0000",
         "arn:aws:secretsmanager:eu-central-1:123456789012:secret:*",
-        "sba/token",
+        f"{SECRET}:token",
+        f"{SECRET}:::",
+        f"{SECRET}:token:AWSPREVIOUS:",
+        f"{SECRET}:token::0123",
+        f"{SECRET}:to:ken::",
+        f"{SECRET}:to ken::",
     ],
 )
-def test_a_token_arn_of_another_service_is_refused(arn: str) -> None:
+def test_a_token_arn_that_names_something_else_is_refused(arn: str) -> None:
     line = refusal(has_token=False, adminTokenSecretArn=arn)
+    assert line.startswith('metrics-proxy:adminTokenSecretArn: "arn:aws:')
+    assert line.endswith("is not the ARN of a Secrets Manager secret, or of a key in it (:KEY::)")
+
+
+@pytest.mark.parametrize("arn", [SECRET[:-1], SECRET[:-7], SECRET + "x", f"{SECRET[:-7]}:token::"])
+def test_a_part_of_an_arn_is_refused(arn: str) -> None:
+    line = refusal(has_token=False, adminTokenSecretArn=arn)
+    assert "is only a part of an ARN, which ends in six characters such as -a1B2c3" in line
+
+
+@pytest.mark.parametrize(
+    ("suffix", "key"),
+    [("", None), (":token::", "token"), (":api.admin-token/1::", "api.admin-token/1")],
+)
+def test_the_key_of_a_json_secret_is_named_as_ecs_does(suffix: str, key: str | None) -> None:
+    settings = parse(has_token=False, adminTokenSecretArn=SECRET + suffix)
+    assert (settings.token_secret, settings.token_key) == (SECRET, key)
+    assert (parse().token_secret, parse().token_key) == (None, None)
+
+
+def test_a_token_in_place_of_its_arn_is_not_shown() -> None:
+    line = refusal(has_token=False, adminTokenSecretArn="hush")
+    assert line.startswith('metrics-proxy:adminTokenSecretArn: "(hidden)" is not the ARN')
+
+
+def test_what_another_region_holds_is_refused() -> None:
+    key = "arn:aws:kms:eu-west-1:123456789012:key/0000"
+    settings = parse(has_token=False, adminTokenSecretArn=SECRET, kmsKeyArn=key)
+    parse().check_region("eu-central-1")
+    with pytest.raises(SettingsError) as caught:
+        settings.check_region("eu-central-1")
+    assert str(caught.value) == (
+        f'metrics-proxy:kmsKeyArn: "{key}" is in eu-west-1, and the stack in eu-central-1'
+    )
+    with pytest.raises(SettingsError) as caught:
+        settings.check_region("us-east-1")
+    lines = str(caught.value).splitlines()
+    assert [line.split(" ")[0] for line in lines] == [
+        "metrics-proxy:adminTokenSecretArn:",
+        "metrics-proxy:kmsKeyArn:",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("most", "more", "names"),
+    [
+        (
+            {"prometheusCidrs": [f"10.1.{n}.0/24" for n in range(60)]},
+            {"prometheusCidrs": [f"10.1.{n}.0/24" for n in range(61)]},
+            "prometheusCidrs",
+        ),
+        (
+            {"apiCidrs": [f"10.1.{n}.0/24" for n in range(29)], "endpoints": [API, JOBS]},
+            {"apiCidrs": [f"10.1.{n}.0/24" for n in range(30)], "endpoints": [API, JOBS]},
+            "endpoints and apiCidrs",
+        ),
+    ],
+)
+def test_more_rules_than_a_security_group_has_are_refused(
+    most: dict[str, Any], more: dict[str, Any], names: str
+) -> None:
+    assert parse(**most)
+    assert refusal(**more) == (
+        f"metrics-proxy:{names}: would need 61 rules, and a security group has 60"
+    )
+
+
+@pytest.mark.parametrize(
+    ("upstream", "settings"),
+    [
+        ("http://localhost:9446/metrics", {}),
+        ("http://api.localhost:9446/metrics", {}),
+        ("http://127.0.0.1:9446/metrics", {}),
+        ("http://127.9.9.9:9000/metrics", {"port": 9000}),
+        ("https://Prometheus-API.local:9446/metrics", {}),
+        ("https://proxy.internal:443/metrics", {"serverName": "proxy.internal", "port": 9446}),
+        ("https://proxy:9446/m", {"serverName": "proxy.internal", "searchDomain": "internal"}),
+        ("http://10.0.1.7:9446/metrics", {"privateIp": "10.0.1.7"}),
+    ],
+)
+def test_an_upstream_that_is_the_proxy_itself_is_refused(
+    upstream: str, settings: dict[str, object]
+) -> None:
+    config = endpoint(upstream=upstream) | settings
+    if ":443/" in upstream:  # another port is another server
+        assert parse(**config)
+    else:
+        authority = upstream.split("/")[2]
+        assert refusal(**config) == f"metrics-proxy:endpoints: {authority} is the proxy itself"
+
+
+def test_a_host_that_is_no_name_with_the_search_domain_is_refused() -> None:
+    domain = ".".join(["d" * 62] * 4)
+    assert parse(searchDomain=domain, **endpoint(upstream="http://a/m"))
+    line = refusal(searchDomain=domain, **endpoint(upstream="http://ab/m"))
     assert line == (
-        f'metrics-proxy:adminTokenSecretArn: "{arn}" is not the ARN of a Secrets Manager secret'
+        "metrics-proxy:endpoints: ab has 254 characters with searchDomain, "
+        "more than the 253 of a name"
     )
 
 
@@ -294,15 +429,227 @@ def test_an_endpoint_path_that_a_server_could_read_in_two_ways_is_refused(
     ("changes", "key", "problem"),
     [
         ({"name": "A b"}, "name", "is not a name"),
-        ({"ca": "internal.pem", "upstream": "https://a/m"}, "ca", "is no certificate in PEM"),
-        ({"header": "x"}, "header", "is no setting"),
+        ({"path": "/" + "p" * URL_MAX}, "path", "should have at most 2000 characters"),
+        ({"upstream": "http://a/" + "p" * URL_MAX}, "upstream", "should have at most 2000 char"),
     ],
 )
 def test_the_rest_of_an_endpoint_is_checked(
     changes: dict[str, object], key: str, problem: str
 ) -> None:
     line = refusal(**endpoint(**changes))
-    assert line.startswith(f'metrics-proxy:endpoints[0].{key}: "{changes[key]}" {problem}')
+    assert line.startswith(f'metrics-proxy:endpoints[0].{key}: "{str(changes[key])[:70]}')
+    assert problem in line
+
+
+CERTIFICATE, KEY = self_signed()
+
+
+@pytest.mark.parametrize(
+    ("ca", "problem"),
+    [
+        ("internal.pem", "is no certificate in PEM"),
+        ("", "is no certificate in PEM"),
+        (f"# Zertifikat für innen\n{CERTIFICATE}", "is no certificate in PEM"),
+        (CERTIFICATE.replace("CERTIFICATE", "TRUSTED"), "is no certificate in PEM"),
+        (CERTIFICATE[:300], "is no certificate in PEM"),
+        (CERTIFICATE + CERTIFICATE[:300], "is no certificate in PEM"),
+        (KEY, "holds a private key"),
+        (CERTIFICATE + KEY, "holds a private key"),
+        (KEY.replace(" PRIVATE KEY", ""), "is no certificate in PEM"),
+        ("".join(KEY.splitlines()[1:-1]), "is no certificate in PEM"),
+        ("hush", "is no certificate in PEM"),
+    ],
+)
+def test_a_ca_that_is_no_certificate_is_refused_and_not_shown(ca: str, problem: str) -> None:
+    line = refusal(**endpoint(upstream="https://a/m", ca=ca))
+    assert line.startswith(f'metrics-proxy:endpoints[0].ca: "(hidden)" {problem}')
+
+
+def test_a_ca_may_be_several_certificates() -> None:
+    assert parse(**endpoint(upstream="https://a/m", ca=CERTIFICATE + self_signed()[0]))
+
+
+EXAMPLE: dict[str, Any] = {
+    **REQUIRED,
+    "amiId": "ami-0123456789abcdef0",
+    "privateIp": "10.0.1.7",
+    "kmsKeyArn": "arn:aws:kms:eu-central-1:123456789012:key/0000",
+    "endpoints": [API, {**JOBS, "upstream": "https://api/metrics", "ca": CERTIFICATE}],
+    "server": "apache",
+    "serverName": "proxy.example.com",
+    "port": 9447,
+    "instanceType": "t4g.small",
+    "syncInterval": 30,
+    "searchDomain": "example.com",
+    "job": "api",
+    "fallbackScrapeProtocol": "PrometheusText0.0.4",
+    "protect": True,
+    "grafana": {
+        "enabled": False,
+        "folderTitle": "SBA dev",
+        "folderUid": None,
+        "adoptFolder": True,
+        "overwriteDashboard": True,
+        "datasourceUid": "prom",
+        "alertDatasourceUid": "prom-alerts",
+        "contactPoint": None,
+        "runbookUrl": "https://wiki.example.com",
+        "dashboard": "dashboard.json",
+        "dashboardUid": "sba",
+    },
+    "workers": {
+        "errorRate": 0.02,
+        "queueDepth": {"warning": 10, "critical": 20},
+        "queues": {"email": {"warning": 10, "critical": 20}},
+    },
+}
+"""Every setting, but the two that others exclude."""
+
+
+def paths(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The way to every value in a document, but to the document itself."""
+    if path:
+        yield path
+    items: Any = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    for key, item in items:
+        yield from paths(item, (*path, key))
+
+
+def at(document: Any, path: tuple[str | int, ...]) -> Any:
+    for key in path:
+        document = document[key]
+    return document
+
+
+def changed(path: tuple[str | int, ...], value: object) -> dict[str, Any]:
+    """The example with another value there."""
+    document = copy.deepcopy(EXAMPLE)
+    at(document, path[:-1])[path[-1]] = value
+    return document
+
+
+def problems(config: dict[str, Any]) -> list[str]:
+    """The lines of a refusal, or none. Whatever else is raised is a fault."""
+    try:
+        parse(**config)
+    except SettingsError as error:
+        lines = str(error).split("\n")
+        assert all(line.isprintable() and line.startswith("metrics-proxy:") for line in lines)
+        return lines
+    return []
+
+
+PATHS = list(paths(EXAMPLE))
+OBJECTS = [(), *(path for path in PATHS if isinstance(at(EXAMPLE, path), dict))]
+WRONG: list[Any] = [
+    *(None, True, 1, 1.5, 10**400, float("inf"), float("nan"), "", "x", "a\nb", "\u2028", "\ud800"),
+    *([], [1], ["x"], [None], [[]], [{}], {}, {"a": 1}, {"": {}}, {"a\nb": 1}, {"\ud800": 1}),
+]
+
+
+def test_the_example_has_every_setting() -> None:
+    assert problems(EXAMPLE) == []
+    excluded = {"stack", "adminTokenSecretArn", "apiSecurityGroupId"}
+    assert {f.alias for f in Settings.model_fields.values()} - excluded == set(EXAMPLE)
+    for model, section in (
+        (Grafana, EXAMPLE["grafana"]),
+        (Workers, EXAMPLE["workers"]),
+        (Endpoint, EXAMPLE["endpoints"][1]),
+        (Limits, EXAMPLE["workers"]["queueDepth"]),
+    ):
+        assert {f.alias for f in model.model_fields.values()} == set(section)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: ".".join(map(str, path)))
+def test_a_value_of_another_type_is_refused_in_one_line(path: tuple[str | int, ...]) -> None:
+    right = at(EXAMPLE, path)
+    name = re.match("[a-zA-Z]+", str(path[0]))
+    assert name
+    for wrong in WRONG:
+        lines = problems(changed(path, wrong))
+        assert len({line.split(": ")[0] for line in lines}) == len(lines), (wrong, lines)
+        # a key of the stack file itself has a text for its value, whatever is written there
+        if (
+            len(path) > 1
+            and type(wrong) is not type(right)
+            and wrong is not None
+            and right is not None
+        ):
+            assert lines or (type(right), type(wrong)) == (float, int), (wrong, lines)
+        assert all(line.startswith(f"metrics-proxy:{name[0]}") for line in lines)
+
+
+SAME = profile(deadline=None, derandomize=True, database=None)
+
+
+@SAME
+@given(
+    place=st.sampled_from(OBJECTS),
+    key=st.one_of(
+        st.sampled_from(["auth", "token", "password", "admin_token", "TOKEN", "a\nb", "\x85", ""]),
+        st.sampled_from([str(path[-1]) for path in PATHS]).map(lambda key: key[:-1] + "x"),
+        st.text(max_size=9),
+    ),
+    value=st.recursive(
+        st.just("hush"),
+        lambda inner: st.one_of(
+            st.lists(inner, min_size=1), st.dictionaries(st.text(), inner, min_size=1)
+        ),
+        max_leaves=3,
+    ),
+)
+def test_a_value_under_an_unknown_key_is_never_shown(
+    place: tuple[str | int, ...], key: str, value: object
+) -> None:
+    assume(key not in at(EXAMPLE, place) and place != ("workers", "queues"))
+    assume(place or key not in {"apiSecurityGroupId", "adminTokenSecretArn"})
+    lines = problems(changed((*place, key), value))
+    assert any("no setting" in line for line in lines)
+    assert "hush" not in str(lines)
+
+
+@SAME
+@given(
+    path=st.sampled_from(PATHS),
+    key=st.one_of(st.sampled_from(["auth", "token", "name", "warning", "email"]), st.text()),
+)
+def test_a_structure_in_place_of_a_value_is_never_shown(
+    path: tuple[str | int, ...], key: str
+) -> None:
+    for wrong in ({key: {"zzz": "hush"}}, [{"zzz": "hush"}], [["hush"]]):
+        assert "hush" not in str(problems(changed(path, wrong)))
+
+
+@pytest.mark.parametrize("path", [p for p in OBJECTS if p] + [("endpoints",), ("apiCidrs",)])
+def test_text_in_place_of_a_structure_is_never_shown(path: tuple[str | int, ...]) -> None:
+    for text in ("hush", "auth: hush", '{"auth": "hush"'):
+        [line] = problems(changed(path, text))
+        assert "hush" not in line
+
+
+NUMBERS = [p for p in PATHS if type(at(EXAMPLE, p)) in (int, float)]
+
+
+@pytest.mark.parametrize("path", NUMBERS, ids=lambda path: ".".join(map(str, path)))
+def test_a_number_that_pulumi_wrote_as_text_is_understood(path: tuple[str | int, ...]) -> None:
+    right = at(EXAMPLE, path)
+    assert parse(
+        **changed(path, json.dumps(str(right)) if len(path) == 1 else str(right))
+    ) == parse(**EXAMPLE)
+    for text in ("", "many", "0x10", "1_0", "true", "null", "[1]", "NaN", "٣"):
+        assert len(problems(changed(path, text))) == 1, text
+
+
+@pytest.mark.parametrize("value", [12345, True, 1.5])
+def test_text_that_became_a_number_is_refused_with_the_way_to_write_it(value: object) -> None:
+    assert refusal(grafana={"dashboardUid": value}) == (
+        f"metrics-proxy:grafana.dashboardUid: {json.dumps(value)} should be text: "
+        "write it in quotes, or set it with --type string"
+    )
 
 
 @pytest.mark.parametrize(
@@ -362,6 +709,26 @@ def test_credentials_in_an_upstream_are_refused_and_not_shown(user: str, path: s
 def test_a_long_value_is_cut_short() -> None:
     line = refusal(**endpoint(name="n" * 500))
     assert len(line) < 200
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"endpoints": [{**API, "upstream": "http://hush/a b"}]},
+        {"endpoints": [{**API, "upstream": "HTTP://hush/a"}]},
+        {"endpoints": [{**API, "name": "hush"}, {**JOBS, "name": "hush"}]},
+        {"endpoints": [{**API, "upstream": "http://hush:9446/m"}], "serverName": "hush"},
+        {"prometheusCidrs": ["10.1.0.0/16", "10.1.0.0/16"]},
+        {"prometheusCidrs": ["10.1.77.77/16"]},
+        {"workers": {"queueDepth": {"warning": 77, "critical": 1}}},
+    ],
+)
+def test_what_is_wrong_with_an_encrypted_value_does_not_show_it(config: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.parse("dev", texts(**config), has_token=True, secret=set(config))
+    line = str(caught.value)
+    assert line.endswith("is refused; why is not shown, because it is stored as a secret")
+    assert not re.search("hush|77|10.1", line)
 
 
 def test_every_problem_has_a_line_of_its_own() -> None:
@@ -431,6 +798,7 @@ def test_what_a_stack_file_leaves_out_has_the_documented_default() -> None:
     assert settings.workers.queue_depth == Limits(warning=100, critical=500)
     assert settings.workers.queues == {}
     optional = ["ami_id", "private_ip", "kms_key_arn", "search_domain", "admin_token_secret_arn"]
+    optional += ["fallback_scrape_protocol"]
     assert [getattr(settings, name) for name in optional] == [None] * len(optional)
 
 
@@ -600,13 +968,6 @@ def test_problems_of_token_and_settings_are_told_together() -> None:
     ]
 
 
-@pytest.mark.parametrize("key", ["adminTokn", "admintoken", "AdminToken", "token"])
-def test_a_token_under_a_misspelt_key_is_not_shown(key: str) -> None:
-    line = refusal(**{key: "hush"})
-    assert line.startswith(f'metrics-proxy:{key}: "(hidden)" is no setting')
-    assert "hush" not in line
-
-
 def test_the_value_of_a_key_that_is_stored_as_a_secret_is_not_shown() -> None:
     with pytest.raises(SettingsError) as caught:
         Settings.parse(
@@ -632,3 +993,30 @@ def test_credentials_in_a_malformed_upstream_are_not_shown(upstream: str) -> Non
     assert line.startswith("metrics-proxy:endpoints[0].upstream: ")
     assert "hu" not in line
     assert "sh@" not in line
+
+
+def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting that is no section, and its default."""
+    for field in model.model_fields.values():
+        name = f"{prefix}{field.alias}"
+        if isinstance(field.default, BaseModel):
+            yield from leaves(type(field.default), f"{name}.")
+        else:
+            yield name, "required" if field.is_required() else field.default
+
+
+def test_the_readme_has_every_setting_with_its_default() -> None:
+    rows = {key: row.default for key, row in settings_table().items()}
+    expected = {
+        key: ""
+        if default in (None, {})
+        else str(default).lower()
+        if isinstance(default, bool)
+        else str(default)
+        for key, default in leaves(Settings)
+    }
+    del expected["stack"]
+    expected |= {"endpoints": "the two above", "grafana.alertDatasourceUid": "that of the panels"}
+    for one, other in (("apiCidrs", "apiSecurityGroupId"), ("adminToken", "adminTokenSecretArn")):
+        expected |= {one: f"or {other}", other: f"or {one}"}
+    assert rows == expected

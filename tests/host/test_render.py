@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gzip
 import json
 import re
 import subprocess
@@ -14,13 +15,12 @@ import jinja2
 import pytest
 import yaml
 
-from config.settings import Settings, SettingsError
+from config.settings import URL_MAX, Endpoint, Settings, SettingsError
 from host import cloud_config, proxy
-from host.compact import compact
 from tests.certificates import self_signed
 
 Make = Callable[..., Settings]
-NAMES = ("metrics-proxy/dev/admin-token", "metrics-proxy/dev/bundle")
+TOKEN_SECRET, BUNDLE_SECRET = "metrics-proxy/dev/admin-token", "metrics-proxy/dev/bundle"
 REGION = "eu-central-1"
 UNITS = "/etc/systemd/system/"
 ENDPOINTS = [
@@ -66,10 +66,12 @@ def complaints_of(tmp_path: Path, certificate: tuple[str, str]) -> Complaints:
     def test(server: str, configuration: str, token: str | None = None, **files: str) -> str:
         generation, scratch = tmp_path / "generation", tmp_path / "scratch"
         generation.mkdir(exist_ok=True)
-        scratch.mkdir(exist_ok=True)
+        (scratch / "server").mkdir(parents=True, exist_ok=True)
         (generation / "certificate.pem").write_text(certificate[0])
         (generation / "key.pem").write_text(certificate[1])
         (generation / "proxy.conf").write_text(configuration)
+        line = proxy.SYNC_COMMANDS[server]["generation_line"]
+        (generation / "generation.conf").write_text(line.replace("{generation}", "gen-1"))
         if token is not None:
             line = {"": "no_token_line"}.get(token, "token_line")
             text = proxy.SYNC_COMMANDS[server][line].replace("{token}", token)
@@ -101,6 +103,22 @@ def test_the_server_accepts_the_configuration(
     make: Make, complaints_of: Complaints, server: str, config: dict[str, object], token: str
 ) -> None:
     assert complaints_of(server, proxy.render(make(server=server, **config)), token) == ""
+
+
+def test_nginx_holds_a_little_more_than_the_settings_accept(
+    make: Make, complaints_of: Complaints
+) -> None:
+    def complaint(length: int) -> str:
+        long = Endpoint.model_construct(
+            name="a", path="/" + "." * (length - 1), upstream="http://a/"
+        )
+        return complaints_of(
+            "nginx", proxy.render(make().model_copy(update={"endpoints": [long]})), ""
+        )
+
+    assert complaint(2035) == ""
+    assert "too long parameter" in complaint(2036)
+    assert 0.95 < URL_MAX / 2035 < 1
 
 
 @pytest.mark.parametrize("server", SERVERS)
@@ -208,15 +226,18 @@ def test_a_request_line_that_is_none_to_the_letter_has_no_route(
 @pytest.mark.parametrize(
     ("server", "expected"),
     [
-        ("nginx", ["allow 10.1.0.0/16;", "allow 10.2.0.7/32;", "deny all;"]),
-        ("apache", ["Require ip 10.1.0.0/16", "Require ip 10.2.0.7/32"]),
+        ("nginx", ["allow {};", "deny all;"]),
+        ("apache", ["Require ip {}"]),
     ],
 )
-def test_only_the_named_networks_are_let_in(make: Make, server: str, expected: list[str]) -> None:
+def test_only_the_named_networks_and_the_machine_itself_are_let_in(
+    make: Make, server: str, expected: list[str]
+) -> None:
     settings = make(server=server, prometheusCidrs=["10.1.0.0/16", "10.2.0.7/32"])
     lines = proxy.render(settings).splitlines()
     rules = [line.strip() for line in lines if re.match(r"\s*(allow|deny|Require)\b", line)]
-    assert rules == expected
+    networks = ["10.1.0.0/16", "10.2.0.7/32", "127.0.0.1/32"]
+    assert rules == [*(expected[0].format(network) for network in networks), *expected[1:]]
 
 
 @pytest.mark.parametrize(
@@ -235,19 +256,29 @@ def test_the_search_domain_is_appended_to_a_single_label(
     config: dict[str, object] = {"endpoints": [{"name": "a", "path": "/a", "upstream": upstream}]}
     if domain:
         config["searchDomain"] = domain
-    bundle = proxy.bundle(make(**config))
+    bundle = proxy.bundle(make(**config), TOKEN_SECRET)
     assert bundle["endpoints"] == [{"name": "a", "path": "/a", "upstream": url}]
     assert url in routes(bundle["configuration"]).values()
 
 
-def test_the_bundle_is_the_configuration_and_the_endpoints_to_probe(make: Make) -> None:
+def test_the_bundle_is_what_the_sync_needs_but_the_certificate(make: Make) -> None:
     settings = make()
-    assert proxy.bundle(settings) == {
+    assert proxy.bundle(settings, TOKEN_SECRET) == {
+        "token": {"secret": TOKEN_SECRET},
         "configuration": proxy.render(settings),
         "endpoints": [
             {"name": e.name, "path": e.path, "upstream": e.upstream} for e in settings.endpoints
         ],
     }
+
+
+@pytest.mark.parametrize(("suffix", "key"), [("", {}), (":admin::", {"key": "admin"})])
+def test_the_bundle_names_somebody_elses_secret_and_the_key_in_it(
+    make: Make, suffix: str, key: dict[str, str]
+) -> None:
+    arn = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:sba/token-a1b2c3"
+    bundle = proxy.bundle(make(adminTokenSecretArn=arn + suffix), TOKEN_SECRET)
+    assert bundle["token"] == {"secret": arn, **key}
 
 
 def test_a_bundle_that_no_secret_can_hold_is_refused(make: Make) -> None:
@@ -256,7 +287,7 @@ def test_a_bundle_that_no_secret_can_hold_is_refused(make: Make) -> None:
         for n in range(600)
     ]
     with pytest.raises(SettingsError) as caught:
-        proxy.bundle(make(endpoints=many))
+        proxy.bundle(make(endpoints=many), TOKEN_SECRET)
     [line] = str(caught.value).splitlines()
     assert line.startswith("metrics-proxy:endpoints: 600 endpoints and 2 prometheusCidrs ")
     assert "65,536" in line
@@ -269,7 +300,7 @@ def test_a_misspelt_template_variable_is_an_error() -> None:
 
 
 def user_data(settings: Settings) -> str:
-    return cloud_config.render(settings, REGION, NAMES)
+    return gzip.decompress(cloud_config.render(settings, REGION, BUNDLE_SECRET)).decode()
 
 
 def files(settings: Settings) -> dict[str, str]:
@@ -278,11 +309,46 @@ def files(settings: Settings) -> dict[str, str]:
     return {file["path"]: file["content"] for file in document["write_files"]}
 
 
+@pytest.mark.parametrize("server", SERVERS)
+def test_the_committed_part_is_what_a_machine_is_made_of(server: str) -> None:
+    text = gzip.decompress((cloud_config.COMMITTED / f"{server}.gz").read_bytes()).decode()
+    assert text == cloud_config.of_server(server), "run: make generate"
+
+
+def test_the_sync_on_the_machine_is_the_file_in_the_repository(make: Make) -> None:
+    source = Path(cloud_config.__file__).with_name("sync.py").read_text()
+    assert files(make())["/opt/metrics-proxy/sync.py"] == source
+
+
+def test_generate_leaves_alone_what_says_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another zlib writes other bytes, which would replace every machine."""
+    monkeypatch.setattr(cloud_config, "COMMITTED", tmp_path)
+    cloud_config.main()
+    other = gzip.compress(cloud_config.of_server("nginx").encode(), 1)
+    (tmp_path / "nginx.gz").write_bytes(other)
+    (tmp_path / "apache.gz").write_bytes(gzip.compress(b"something else"))
+    cloud_config.main()
+    assert (tmp_path / "nginx.gz").read_bytes() == other
+    assert gzip.decompress((tmp_path / "apache.gz").read_bytes()).startswith(b"#cloud-config")
+
+
+def test_what_follows_from_the_settings_is_not_compressed(make: Make) -> None:
+    """So its bytes are the same everywhere; and people read it in a preview."""
+    settings = make()
+    text = cloud_config.of_settings(settings, REGION, BUNDLE_SECRET)
+    assert text.encode() in cloud_config.render(settings, REGION, BUNDLE_SECRET)
+    described = cloud_config.described(settings, REGION, BUNDLE_SECRET)
+    assert re.fullmatch(
+        r"# host/user-data/nginx\.gz sha256 [0-9a-f]{64}\n" + re.escape(text), described
+    )
+
+
 def test_the_user_data_is_a_cloud_config_that_ec2_takes(make: Make) -> None:
     text = user_data(make())
     assert text.startswith("#cloud-config\n")
     assert isinstance(yaml.safe_load(text), dict)
-    assert len(text.encode()) <= 16_384
 
 
 def test_the_user_data_is_refused_when_ec2_would_not_take_it(
@@ -300,11 +366,17 @@ def test_two_renders_are_the_same(make: Make) -> None:
 
 def test_the_user_data_holds_no_value_of_a_secret(make: Make) -> None:
     text = user_data(make())
-    assert not re.search(r"BEGIN [A-Z ]+|Bearer [A-Za-z0-9]|password|AKIA", text)
+    assert not re.search(r"BEGIN [A-Z ]*KEY|Bearer [A-Za-z0-9]|password|AKIA", text)
 
 
 def test_the_user_data_does_not_depend_on_what_the_bundle_brings(make: Make) -> None:
-    changed = make(endpoints=ENDPOINTS, prometheusCidrs=["10.9.0.0/16"], searchDomain="a.internal")
+    arn = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:sba/token-a1b2c3"
+    changed = make(
+        endpoints=ENDPOINTS,
+        prometheusCidrs=["10.9.0.0/16"],
+        searchDomain="a.internal",
+        adminTokenSecretArn=arn,
+    )
     assert user_data(changed) == user_data(make())
 
 
@@ -315,114 +387,28 @@ def test_the_user_data_follows_what_only_a_new_machine_brings(
     assert user_data(make(**config)) != user_data(make())
 
 
-def test_the_sync_is_told_where_its_secrets_are_and_how_to_test_and_reload(make: Make) -> None:
-    config = json.loads(files(make())["/etc/metrics-proxy/sync.json"])
-    assert config == {
-        "region": REGION,
-        "token_secret": NAMES[0],
-        "bundle_secret": NAMES[1],
-        **proxy.SYNC_COMMANDS["nginx"],
-        "reload": ["systemctl", "reload-or-restart", "metrics-proxy.service"],
+@pytest.mark.parametrize("server", SERVERS)
+def test_the_sync_is_told_all_that_it_asks_for(make: Make, server: str) -> None:
+    found = files(make(server=server, syncInterval=61))
+    given = [json.loads(found[f"/etc/metrics-proxy/{name}.json"]) for name in ("server", "sync")]
+    assert given == [
+        {
+            **proxy.SYNC_COMMANDS[server],
+            "reload": ["systemctl", "reload-or-restart", "metrics-proxy.service"],
+        },
+        {"region": REGION, "bundle_secret": BUNDLE_SECRET, "interval": 61, "port": 9446},
+    ]
+    [asked] = [
+        node
+        for node in ast.parse(found["/opt/metrics-proxy/sync.py"]).body
+        if isinstance(node, ast.ClassDef) and node.name == "Config"
+    ]
+    names = {
+        field.target.id
+        for field in asked.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
     }
-    assert set(config) == {
-        *("region", "token_secret", "bundle_secret"),
-        *("test", "token_line", "no_token_line", "reload"),
-    }
-
-
-def test_the_sync_reads_somebody_elses_token_by_its_arn(make: Make) -> None:
-    arn = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:sba/token-a1b2c3"
-    config = json.loads(files(make(adminTokenSecretArn=arn))["/etc/metrics-proxy/sync.json"])
-    assert config["token_secret"] == arn
-
-
-def assignment(node: Any) -> Any:
-    """A plain assignment for one with an annotation."""
-    if not isinstance(node, ast.AnnAssign) or node.value is None:
-        return node
-    return ast.Assign([node.target], node.value)
-
-
-def tree(source: str) -> list[str]:
-    """The statements of a program, without docstrings and annotations."""
-    root = ast.parse(source)
-    for node in ast.walk(root):
-        if isinstance(node, ast.arg):
-            node.annotation = None
-        elif isinstance(node, ast.FunctionDef):
-            node.returns = None
-        for name, value in ast.iter_fields(node):
-            if isinstance(value, list):
-                setattr(node, name, [assignment(part) for part in value])
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (
-            ast.get_docstring(node) is not None and len(node.body) > 1
-        ):
-            del node.body[0]
-    return [ast.dump(statement) for statement in root.body]
-
-
-def sync_source() -> str:
-    return (Path(cloud_config.__file__).with_name("sync.py")).read_text()
-
-
-def test_the_compact_sync_is_the_same_program(make: Make) -> None:
-    source = sync_source()
-    text = files(make())["/opt/metrics-proxy/sync.py"]
-    assert text == compact(source)
-    assert len(text) < len(source)
-    unused = (
-        "from collections.abc import Iterator",
-        "from typing import Any",
-        "Files = dict[str, bytes]",
-        "Upstream = tuple[str, str | None]",
-    )
-    assert tree(text) == [s for s in tree(source) if s not in tree("\n".join(unused))]
-
-
-TRICKY = '''\
-"""A docstring."""
-
-import re  # a comment
-
-TEXT = """  two spaces
-    # no comment
-
-        eight spaces"""
-HASH: str = "# no comment"
-first = second = {"a = b": "c = d"}
-print(TEXT, HASH, first, second)
-
-
-class Empty(Exception):
-    """Only a docstring."""
-
-
-def f(a: int, *rest: "dict[str, int]", b: str = "ä: int") -> str:
-    """A docstring
-    of two lines."""
-    # a comment
-    if a:
-        return f"""
-    {a}  # kept
-"""
-
-    return re.sub(
-        "a",
-        # a comment in an expression
-        "b",
-        """c""",
-    )
-'''
-
-
-def test_compacting_keeps_strings_and_what_only_looks_like_a_comment() -> None:
-    text = compact(TRICKY)
-    assert tree(text) == tree(TRICKY)
-    assert "a comment" not in text
-    assert "A docstring" not in text
-    assert 'def f(a, *rest, b = "ä: int"):' in text
-    assert '\nHASH="# no comment"\nfirst = second={"a = b": "c = d"}\n' in text
-    assert '"""  two spaces\n    # no comment\n\n        eight spaces"""' in text
+    assert names == {*given[0], *given[1]}
 
 
 def version() -> int:
@@ -481,7 +467,8 @@ def test_systemd_accepts_the_units(make: Make, tmp_path: Path, server: str) -> N
     [
         ("metrics-proxy.service", "TimeoutStopSec"),
         ("metrics-proxy-sync.service", "RuntimeDirectoryPreserve"),
-        ("metrics-proxy-sync.timer", "OnUnitInactiveSec"),
+        ("metrics-proxy-sync.timer", "OnActiveSec"),
+        ("metrics-proxy-sync.timer.d/interval.conf", "OnUnitInactiveSec"),
         ("metrics-.service.d/hardening.conf", "NoNewPrivileges"),
     ],
 )
@@ -510,9 +497,8 @@ def test_the_services_are_confined(make: Make, tmp_path: Path, unit: str) -> Non
 
 def test_the_units_carry_port_and_interval(make: Make) -> None:
     found = units(make(port=9999, syncInterval=61))
-    assert "SocketBindAllow=tcp:9999\n" in found[UNITS + "metrics-proxy.service"]
-    assert "SocketBindAllow=tcp:9999\n" in found[UNITS + "metrics-proxy-sync.service"]
-    assert "OnUnitInactiveSec=61\n" in found[UNITS + "metrics-proxy-sync.timer"]
+    assert "SocketBindAllow=tcp:9999\n" in found[UNITS + "metrics-.service.d/port.conf"]
+    assert "=61\n" in found[UNITS + "metrics-proxy-sync.timer.d/interval.conf"]
 
 
 @pytest.mark.parametrize(("server", "package"), [("nginx", "nginx"), ("apache", "apache2")])
@@ -540,10 +526,9 @@ def test_the_sync_may_reload_the_proxy_and_nothing_else(make: Make) -> None:
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_the_longest_names_still_fit_into_user_data(make: Make, server: str) -> None:
-    arn = "arn:aws-us-gov:secretsmanager:us-gov-west-1:123456789012:secret:" + "x" * 120
-    settings = make(server=server, adminTokenSecretArn=arn, port=65535, syncInterval=3600)
-    stack = "s" * 36
-    secrets = (f"metrics-proxy/{stack}/admin-token", f"metrics-proxy/{stack}/bundle")
-    text = cloud_config.render(settings, "us-gov-west-1", secrets)
-    assert len(text.encode()) <= cloud_config.USER_DATA_MAX
+def test_there_is_room_in_the_user_data(make: Make, server: str) -> None:
+    """For what is to come, with the longest names."""
+    settings = make(server=server, port=65535, syncInterval=3600)
+    bundle = f"metrics-proxy/{'s' * 36}/bundle"
+    size = len(cloud_config.render(settings, "us-gov-west-1", bundle))
+    assert cloud_config.USER_DATA_MAX - size >= 2_500

@@ -1,166 +1,31 @@
-"""The sync against Secrets Manager (moto), a small API and nginx' own config test."""
+"""The sync: what it brings, and what it refuses, with a real server."""
 
 from __future__ import annotations
 
-import http.server
 import json
-import os
 import shutil
-import subprocess
-import sys
+import socket
 import threading
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
-from config.settings import Settings
-from host import cloud_config, proxy
+from host import sync
 from tests.certificates import DAY, self_signed
+from tests.host.machine import (
+    PROMETHEUS_TYPE,
+    SECOND,
+    Machine,
+    fails,
+    forget,
+    machine,
+    metric,
+    moto_url,
+    offer,
+    ok,
+    synced,
+)
 
-SYNC = Path(cloud_config.__file__).with_name("sync.py")
-
-
-@pytest.fixture(scope="module")
-def moto_url() -> Iterator[str]:
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-class Machine:
-    """A host's folders, its secrets, and an API that takes `tokens`."""
-
-    def __init__(self, folder: Path, moto_url: str) -> None:
-        self.run_folder = folder / "run"
-        self.run_folder.mkdir()
-        self.reloads = folder / "reloads"
-        self.reload_status = folder / "status"
-        self.reload_status.write_text("0")
-        self.tokens = {"first-token"}
-        self.answers: dict[str, int] = {}
-        self.asked: list[str] = []
-        self._config = folder / "sync.json"
-        self._environment = {
-            "PATH": os.environ["PATH"],
-            # a killed sync leaves its scratch folder behind; on the VM it goes with PrivateTmp=
-            "TMPDIR": str(folder),
-            "RUNTIME_DIRECTORY": str(self.run_folder),
-            "AWS_ENDPOINT_URL": moto_url,
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
-        self.secrets = boto3.client(
-            "secretsmanager",
-            "eu-central-1",
-            endpoint_url=moto_url,
-            aws_access_key_id="key",
-            aws_secret_access_key="secret",
-        )
-        machine = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                token = self.headers["Authorization"].removeprefix("Bearer ")
-                machine.asked.append(token)
-                status = 200 if token in machine.tokens else 401
-                self.send_response(machine.answers.get(token, status))
-                if machine.answers.get(token) == 302:
-                    self.send_header("Location", self.headers["Host"])
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                """Quiet."""
-
-        self.api = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.api.serve_forever, daemon=True).start()
-        upstream = f"http://127.0.0.1:{self.api.server_port}/metrics"
-        settings = Settings.parse(
-            "dev",
-            {
-                "subnetId": "subnet-12345678",
-                "prometheusCidrs": '["127.0.0.1/32"]',
-                "apiCidrs": '["127.0.0.0/24"]',
-                "endpoints": json.dumps([{"name": "api", "path": "/m", "upstream": upstream}]),
-            },
-            has_token=True,
-        )
-        self.bundle = proxy.bundle(settings)
-        self.bundle["certificate"], self.bundle["key"] = self_signed()
-        reload = f'echo x >> {self.reloads}; exit "$(cat {self.reload_status})"'
-        self._config.write_text(
-            json.dumps(
-                {
-                    "region": "eu-central-1",
-                    "token_secret": f"{folder.name}/token",
-                    "bundle_secret": f"{folder.name}/bundle",
-                    **proxy.SYNC_COMMANDS["nginx"],
-                    "reload": ["sh", "-c", reload],
-                }
-            )
-        )
-        self.names = {s: f"{folder.name}/{s}" for s in ("token", "bundle")}
-        for name in self.names.values():
-            self.secrets.create_secret(Name=name)
-        self.put(token="first-token", **self.bundle)
-
-    def put(self, token: str | bytes | None = None, **bundle: Any) -> None:
-        """New versions of the secrets."""
-        if token is not None:
-            kind = "SecretString" if isinstance(token, str) else "SecretBinary"
-            self.secrets.put_secret_value(SecretId=self.names["token"], **{kind: token})
-        if bundle:
-            value = json.dumps({**self.bundle, **bundle})
-            self.secrets.put_secret_value(SecretId=self.names["bundle"], SecretString=value)
-
-    def sync(self) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-I", str(SYNC), str(self._config)],
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    def in_use(self, name: str) -> str:
-        return (self.run_folder / "current" / name).read_text()
-
-    def token(self) -> str:
-        return self.in_use("token.conf").partition("Bearer ")[2].partition('"')[0]
-
-    def reloaded(self) -> int:
-        return len(self.reloads.read_text().split()) if self.reloads.exists() else 0
-
-    def reasons(self) -> set[str]:
-        lines = (self.run_folder / "proxy.prom").read_text().splitlines()
-        start = 'metrics_proxy_sync_failed{reason="'
-        return {
-            x[len(start) :].partition('"')[0]
-            for x in lines
-            if x.startswith(start) and x.endswith(" 1.0")
-        }
-
-
-@pytest.fixture
-def machine(tmp_path: Path, moto_url: str) -> Iterator[Machine]:
-    made = Machine(tmp_path, moto_url)
-    yield made
-    made.api.shutdown()
-    made.api.server_close()
-
-
-@pytest.fixture
-def synced(machine: Machine) -> Machine:
-    done = machine.sync()
-    assert (done.returncode, done.stderr) == (0, "")
-    return machine
+__all__ = ["machine", "moto_url", "synced"]
 
 
 def test_the_first_sync_brings_everything_with_one_reload(synced: Machine) -> None:
@@ -185,11 +50,79 @@ def test_an_empty_run_folder_is_filled_again(synced: Machine) -> None:
     assert synced.token() == "first-token"
 
 
-def test_a_token_may_be_wrapped_in_json(synced: Machine) -> None:
-    synced.tokens.add("second-token")
-    synced.put(token=json.dumps({"token": "second-token"}))
-    assert synced.sync().returncode == 0
-    assert synced.token() == "second-token"
+@pytest.mark.parametrize(
+    ("secret", "key"),
+    [
+        ('{"token": "second-token"}', None),
+        (' {"token": " second-token\\n"}', None),
+        ('{"token": "x", "admin": "second-token"}', "admin"),
+        ("second-token\n", None),
+        (" \tsecond-token \r\n", None),
+        (b"second-token", None),
+        (b'{"token": "second-token"}\n', None),
+    ],
+)
+def test_how_a_token_may_be_written(synced: Machine, secret: str | bytes, key: str | None) -> None:
+    synced.tokens.add(SECOND)
+    synced.put(secret)
+    if key:
+        synced.put(configuration=synced.bundle["configuration"])
+        synced.bundle["token"]["key"] = key
+        synced.put(configuration=synced.bundle["configuration"])
+    ok(synced)
+    assert synced.token() == SECOND
+
+
+@pytest.mark.parametrize(
+    ("secret", "key", "said"),
+    [
+        ('{"adminToken": "x"}', None, 'no key "token" in the secret\'s JSON'),
+        ('{"token": "x"}', "admin", 'no key "admin" in the secret\'s JSON'),
+        ("second-token", "admin", 'no key "admin" in the secret\'s JSON'),
+        ('{"admin": 1}', "admin", '"admin" in the secret\'s JSON is no text'),
+        ("two words", None, "no b64token (RFC 6750) of up to 3,900 characters"),
+    ],
+)
+def test_what_is_said_of_a_secret_without_a_token(
+    synced: Machine, secret: str, key: str | None, said: str
+) -> None:
+    if key:
+        synced.bundle["token"]["key"] = key
+        synced.put(configuration=synced.bundle["configuration"])
+    synced.put(secret)
+    assert fails(synced, "token_invalid") == f"token: not adopted: {said}\n"
+
+
+def test_the_token_moves_to_another_secret(synced: Machine) -> None:
+    """The bundle says where: a running machine follows it, and goes on if it is not there yet."""
+    other = f"{synced.names['token']}-2"
+    synced.bundle["token"]["secret"] = other
+    synced.put(configuration=synced.bundle["configuration"])
+    said = fails(synced, "fetch_token")
+    assert said == "token: not fetched: ResourceNotFoundException\n"
+    assert synced.token() == "first-token"
+    synced.secrets.create_secret(Name=other, SecretString=SECOND)
+    synced.tokens.add(SECOND)
+    ok(synced)
+    assert synced.token() == SECOND
+    # also where the bundle cannot be had
+    synced.secrets.delete_secret(SecretId=synced.names["bundle"], ForceDeleteWithoutRecovery=True)
+    synced.tokens.add("third-token")
+    synced.secrets.put_secret_value(SecretId=other, SecretString="third-token")
+    fails(synced, "fetch_bundle")
+    assert synced.token() == "third-token"
+
+
+@pytest.mark.parametrize(
+    "place", [None, "name", [], {}, {"secret": ""}, {"secret": 1}, {"secret": "x", "key": None}]
+)
+def test_a_bundle_that_does_not_say_where_the_token_is(synced: Machine, place: object) -> None:
+    synced.bundle["token"] = place
+    synced.put(configuration=synced.bundle["configuration"])
+    offer(synced)
+    said = fails(synced, "configuration_invalid")
+    assert said == "token: not found: the bundle does not name its secret\n"
+    assert synced.token() == SECOND, "from where it was"
 
 
 @pytest.mark.parametrize(
@@ -199,20 +132,29 @@ def test_a_token_may_be_wrapped_in_json(synced: Machine) -> None:
         "a\r\nb",
         "a b",
         " ",
-        "a\n",
         "$a",
+        "1|demo0token0x",
         "x" * 3901,
         '{"other": "x"}',
+        '{"token": 12345}',
+        '{"token": null}',
+        '{"token": ["x"]}',
+        "[]",
+        '"quoted"',
         "{",
-        b"x",
+        "[" * 50_000,
+        '{"token":' * 5_000,
+        b"\xff\xfe",
     ],
+    ids=lambda token: str(token)[:20],
 )
 def test_a_malformed_token_is_refused_and_not_said(synced: Machine, token: str | bytes) -> None:
     synced.put(token=token)
     done = synced.sync()
     assert done.returncode == 1
     assert synced.token() == "first-token"
-    assert synced.reasons() == {"token_invalid"}
+    assert synced.reasons() == {"token_invalid"}, done.stderr
+    assert "Error" not in done.stderr, "words for people"
     if len(token) > 2:
         assert str(token) not in done.stderr
 
@@ -237,13 +179,42 @@ def test_a_revoked_token_gives_way_whatever_the_api_says_of_the_new_one(synced: 
     assert synced.token() == "second-token"
 
 
-@pytest.mark.parametrize("status", [500, 302])
-def test_an_error_or_a_redirect_is_no_refusal(synced: Machine, status: int) -> None:
-    synced.answers["second-token"] = status
-    synced.put(token="second-token")
-    assert synced.sync().returncode == 0
-    assert synced.token() == "second-token"
-    assert synced.asked.count("second-token") == 1  # and the redirect was not followed
+@pytest.mark.parametrize("status", [101, 302, 400, 401, 403, 404, 429, 500, 503])
+def test_a_token_that_gets_less_than_the_live_one_is_refused(synced: Machine, status: int) -> None:
+    synced.answers[SECOND] = status
+    synced.put(SECOND)
+    for _ in range(2):
+        said = fails(synced, "token_refused")
+        assert said == "token: not adopted: the API takes the live one, and not this, on api\n"
+    assert synced.token() == "first-token"
+    assert synced.asked.count(SECOND) == 2  # once at each sync, and no redirect was followed
+    del synced.answers[SECOND]
+    synced.tokens.add(SECOND)
+    ok(synced)
+    assert synced.token() == SECOND
+
+
+@pytest.mark.parametrize(
+    ("live", "other", "good"),
+    [
+        (PROMETHEUS_TYPE, "text/html; charset=utf-8", False),
+        (PROMETHEUS_TYPE, None, False),
+        (PROMETHEUS_TYPE, "text/plain;version=1.0.0", True),
+        (PROMETHEUS_TYPE, "application/openmetrics-text; version=1.0.0", False),
+        ("application/json", "application/json", True),
+        ("application/json", "text/html", False),
+        (None, None, True),
+    ],
+)
+def test_a_login_page_is_no_answer(
+    synced: Machine, live: str | None, other: str | None, good: bool
+) -> None:
+    """200 of another content type."""
+    synced.types = {"first-token": live, SECOND: other}
+    offer(synced)
+    done = synced.sync()
+    assert ("token_refused" in synced.reasons()) is not good, done.stderr
+    assert (synced.token() == SECOND) is good
 
 
 def test_without_a_good_token_the_proxy_is_closed_but_there(machine: Machine) -> None:
@@ -298,12 +269,12 @@ def test_a_failed_reload_is_put_back(synced: Machine) -> None:
     synced.tokens.add("second-token")
     synced.put(token="second-token")
     synced.reload_status.write_text("1")
-    assert synced.sync().returncode == 1
-    assert synced.reasons() == {"reload"}
+    fails(synced, "reload")
     assert (synced.run_folder / "current").readlink() == before
     assert synced.token() == "first-token"
     synced.reload_status.write_text("0")
-    assert synced.sync().returncode == 0
+    forget(synced)
+    ok(synced)
     assert synced.token() == "second-token"
 
 
@@ -314,21 +285,12 @@ def test_a_missing_secret_leaves_what_is_in_use(synced: Machine) -> None:
     assert synced.token() == "first-token"
 
 
-def test_a_sync_killed_before_the_reload_heals(synced: Machine) -> None:
-    state = synced.run_folder / "state.json"
-    state.write_text(json.dumps({**json.loads(state.read_text()), "loaded": False}))
-    assert synced.sync().returncode == 0
-    assert synced.reloaded() == 2
-    assert synced.sync().returncode == 0
-    assert synced.reloaded() == 2
-
-
 def test_old_generations_go(synced: Machine) -> None:
     for number in range(4):
         synced.tokens.add(f"token-{number}")
         synced.put(token=f"token-{number}")
         assert synced.sync().returncode == 0
-    assert len(list(synced.run_folder.glob("gen-*"))) == 2
+    assert len(list(synced.run_folder.glob("gen-*"))) == 1
 
 
 def test_the_token_is_in_the_include_alone(synced: Machine) -> None:
@@ -340,3 +302,45 @@ def test_the_token_is_in_the_include_alone(synced: Machine) -> None:
     assert holders == {"token.conf"}
     for file in (synced.run_folder / "current" / "token.conf", synced.run_folder / "proxy.prom"):
         assert file.stat().st_mode & 0o007 == 0
+
+
+@pytest.mark.parametrize("kind", [None, "text/html", "application/octet-stream", "text/plain; x"])
+def test_a_type_that_prometheus_refuses_is_not_up(synced: Machine, kind: str | None) -> None:
+    synced.types["first-token"] = kind
+    said = ok(synced)
+    assert said == f"api: API answers 200 of type '{kind or ''}', which Prometheus refuses\n"
+    assert metric(synced, "upstream_up") == {("api",): 0}
+    assert metric(synced, "upstream_http_status") == {("api",): 200}
+    # where Prometheus is told how to read it
+    synced.config["fallbackScrapeProtocol"] = "PrometheusText0.0.4"
+    synced.put_endpoints(*json.loads(synced.config["endpoints"]))
+    assert ok(synced) == ""
+    assert metric(synced, "upstream_up") == {("api",): 1}
+
+
+INTERIM = [
+    b"HTTP/1.1 100 Continue\r\n\r\n",
+    b"HTTP/1.1 102 Processing\r\n\r\n",
+    b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\nContent-Type: text/html\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("before", [INTERIM[2:], INTERIM, 3 * INTERIM], ids=len)
+def test_an_interim_answer_is_not_the_answer(before: list[bytes]) -> None:
+    answer = b"".join(before) + b"HTTP/1.1 204 No Content\r\nContent-Type: text/plain\r\n\r\n"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        upstream = f"http://127.0.0.1:{listener.getsockname()[1]}/metrics"
+        endpoint, probe = sync.Endpoint("api", "/m", upstream), sync.Probe()
+        probe.ask([(endpoint, "token")])
+        thread.join()
+    found = probe.answer(endpoint, "token")
+    assert (found.status, found.media_type, found.lack) == (204, "text/plain", "")

@@ -14,10 +14,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from host import sync
 from tests.certificates import DAY, self_signed
-from tests.host.test_sync import Machine, machine, moto_url, synced
-from tests.host.test_sync_faults import SECOND, command, fails, metric, offer, ok
+from tests.host.machine import SECOND, Machine, fails, machine, metric, moto_url, offer, ok, synced
 
 __all__ = ["machine", "moto_url", "synced"]
 
@@ -115,21 +117,83 @@ def test_a_silent_secrets_manager_is_given_up(synced: Machine) -> None:
     assert synced.token() == SECOND
 
 
+ENDPOINT = {"name": "api", "path": "/m", "upstream": "http://127.0.0.1/"}
+ENDPOINT_FAULTS: list[dict[str, object]] = [
+    *({name: value} for name in ENDPOINT for value in (None, 1, [], {}, "", "a\0b", "\ud800", "ä")),
+    {"name": "A"},
+    {"name": "../etc"},
+    {"name": "x" * 41},
+    {"path": "m"},
+    {"path": "/m x"},
+    {"path": "/m\r\nX: y"},
+    {"upstream": "ftp://127.0.0.1/"},
+    {"upstream": "http://127.0.0.1/ x"},
+    {"upstream": "http://a@127.0.0.1/"},
+    {"upstream": "http:///m"},
+    {"upstream": ["http://127.0.0.1/"]},
+    *({"ca": ca} for ca in ({}, 1, [], "", "no PEM", "ä", "a\0b", "\ud800")),
+    *({"fallback_scrape_protocol": value} for value in ({}, 1, "", "ä")),
+]
+
+
+BUNDLE_FAULTS: list[dict[str, object]] = [
+    {},
+    *({"endpoints": value} for value in (None, 1, "text", {}, [], [None], ["text"], [[]])),
+    {"endpoints": [{"name": "api"}]},
+    {"endpoints": 2 * [ENDPOINT]},
+    *({"endpoints": [ENDPOINT | change]} for change in ENDPOINT_FAULTS),
+    *({"configuration": value} for value in ("", " \n", None, 1, ["text"], "a\0b", "\ud800")),
+]
+
+
+@pytest.mark.parametrize("fault", BUNDLE_FAULTS, ids=ascii)
+def test_a_malformed_configuration_is_refused_in_words(fault: dict[str, object]) -> None:
+    good = {"configuration": "x", "endpoints": [ENDPOINT]}
+    assert sync.configuration(good)["proxy.conf"] == b"x"
+    with pytest.raises(sync.RefusedError) as caught:
+        sync.configuration(good | fault if fault else {})
+    reason, words = caught.value.args
+    assert reason == "configuration_invalid"
+    assert re.search("[a-z]{4,}", words)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(st.text() | st.sampled_from([*ENDPOINT]), inner)
+    ),
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "configuration": JSON | st.just("conf"),
+            "endpoints": JSON | st.lists(st.fixed_dictionaries(dict.fromkeys(ENDPOINT, JSON))),
+            "certificate": JSON,
+            "key": JSON,
+            "token": JSON,
+        },
+    )
+)
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_no_bundle_at_all_is_more_than_refused(bundle: dict[str, object]) -> None:
+    for part, read in {
+        "configuration": sync.configuration,
+        "certificate": lambda bundle: sync.certificate(bundle, None),
+        "token": lambda bundle: {"secret": sync.place(bundle.get("token"))["secret"].encode()},
+    }.items():
+        try:
+            found = {type(text) for text in read(bundle).values()} or {bytes}
+        except sync.RefusedError as error:
+            found = {bytes} if error.args[0] in sync.REASONS else set()
+        assert found == {bytes}, part
+
+
 @pytest.mark.parametrize(
     "bundle",
-    [
-        "",
-        "no JSON",
-        "[]",
-        "{}",
-        {"endpoints": []},
-        {"endpoints": None},
-        {"endpoints": [{"name": "api"}]},
-        {"endpoints": 2 * [{"name": "api", "path": "/m", "upstream": "http://127.0.0.1/"}]},
-        {"configuration": ""},
-        {"configuration": " \n"},
-        {"configuration": None},
-    ],
+    ["", "no JSON", "[]", "{}", "null", {"endpoints": []}, {"configuration": ""}],
     ids=str,
 )
 def test_a_malformed_bundle_changes_nothing(synced: Machine, bundle: object) -> None:
@@ -141,7 +205,8 @@ def test_a_malformed_bundle_changes_nothing(synced: Machine, bundle: object) -> 
         text = str(bundle) or " "  # Secrets Manager holds no empty text
         synced.secrets.put_secret_value(SecretId=synced.names["bundle"], SecretString=text)
     expected = ["configuration_invalid"]
-    fails(synced, *expected, *([] if isinstance(bundle, dict) else ["certificate_invalid"]))
+    said = fails(synced, *expected, *([] if isinstance(bundle, dict) else ["certificate_invalid"]))
+    assert "Error" not in said, "words for people"
     assert (synced.in_use("proxy.conf"), synced.in_use("endpoints.json")) == before
     assert synced.token() == SECOND
 
@@ -175,10 +240,10 @@ def test_an_api_that_does_not_answer_refuses_no_token(synced: Machine, kind: str
             thread.start()
         upstream = f"http://127.0.0.1:{port}/metrics"
         if kind == "without TLS":
-            upstream = synced.bundle["endpoints"][0]["upstream"].replace("http:", "https:")
+            upstream = f"https://localhost:{synced.api.server_port}/metrics"
         elif kind == "without a name":
             upstream = "http://absent.invalid/metrics"
-        synced.put(endpoints=[{"name": "api", "path": "/m", "upstream": upstream}])
+        synced.put_endpoints({"name": "api", "path": "/m", "upstream": upstream})
         assert re.fullmatch(f"{upstream}: no {UNANSWERED[kind]}\n", ok(synced))
         assert metric(synced, "upstream_up") == {("api",): 0}
         synced.put(token=SECOND)
@@ -216,16 +281,14 @@ def test_a_full_run_folder_is_left_as_it_is_and_heals(machine: Machine) -> None:
             lines.append(line)
         return "".join(lines)
 
-    # nobody again: root's nginx would hand its folders over to a user that this namespace has not
-    nobody = ["unshare", "--user", "--map-user=65534", "--map-group=65534"]
-    sync = " ".join([*nobody, *command(machine)])
+    sync = f'cd {machine.root}; {" ".join(machine.sync_command)} 2>&1; cd "$RUNTIME_DIRECTORY"'
     try:
-        run('mount -t tmpfs -o size=256k sync "$RUNTIME_DIRECTORY"; cd "$RUNTIME_DIRECTORY"')
+        run('mount -t tmpfs -o size=256k sync "$RUNTIME_DIRECTORY"')
         assert "first-token" in run(f"{sync}; cat current/token.conf")
         offer(machine)
         machine.put(configuration=machine.bundle["configuration"] + 4_000 * "#\n")
         run("head -c 1M /dev/zero > full 2> /dev/null")
-        found = run(f"{sync} 2>&1; cat current/token.conf; ls | grep -c gen-")
+        found = run(f"{sync}; cat current/token.conf; ls | grep -c gen-")
         assert "No space left on device" in found
         assert "first-token" in found
         assert "\n1\n" in found, "nothing of the attempt is left"

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from config.settings import NAMESPACE
 from sandbox import aws
-from sandbox.engine import Engine, ProgramError
+from sandbox.engine import STACK, Engine, ProgramError
 from sandbox.providers import grafana
+from sandbox.tools import find
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +87,17 @@ def test_a_stack_lives_from_preview_to_destroy(
     engine.up()
     assert engine.outputs()["instanceId"] == machine
 
+    # the token is somebody else's from now on
+    theirs = account.client("secretsmanager").create_secret(Name="sba/token", SecretString="{}")
+    engine.configure({"adminToken": None, "adminTokenSecretArn": f"{theirs['ARN']}:admin::"})
+    changes = engine.up()
+    assert (changes.get("delete"), changes.get("update"), changes.get("replace")) == (2, 1, 1)
+    assert engine.outputs()["instanceId"] == machine
+    assert engine.outputs()["tokenSecretArn"] == theirs["ARN"]
+
     # a newer image is no reason for a new machine
     with monkeypatch.context() as patch:
-        patch.setattr("components.image", lambda _: "ami-0aaaaaaaaaaaaaaa0")
+        patch.setattr("components.preflight.newest_debian", lambda _: "ami-0aaaaaaaaaaaaaaa0")
         assert set(engine.preview()) == {"same"}
 
     # what the machine is made of: a new machine at the same address
@@ -103,8 +115,11 @@ def test_a_stack_lives_from_preview_to_destroy(
     [instance] = inventory(account)["instances"]
     assert instance["ImageId"] == "ami-0bbbbbbbbbbbbbbb1"
 
+    engine.configure({"adminTokenSecretArn": None})
+    engine.set_secret("adminToken", "engine-test-token")
     engine.destroy()
-    assert {k: v for k, v in inventory(account).items() if v} == {}
+    assert [secret["ARN"] for secret in inventory(account).pop("secrets")] == [theirs["ARN"]]
+    assert {k: v for k, v in inventory(account).items() if v and k != "secrets"} == {}
 
 
 def changed(engine: Engine) -> set[str]:
@@ -209,7 +224,8 @@ def test_a_folder_of_others_holds_the_dashboard_and_stays(
     ("key", "value", "message"),
     [
         ("server", "caddy", 'metrics-proxy:server: "caddy" should be '),
-        ("colour", "red", 'metrics-proxy:colour: "red" is no setting'),
+        ("colour", "red", 'metrics-proxy:colour: "(hidden)" is no setting'),
+        ("subnetId", "subnet-00000000", 'metrics-proxy:subnetId: "subnet-00000000" is not found: '),
         (
             "grafana",
             {"dashboard": "ops/grafana/missing.json"},
@@ -218,12 +234,13 @@ def test_a_folder_of_others_holds_the_dashboard_and_stays(
     ],
 )
 def test_a_refusal_is_one_line(engine: Engine, key: str, value: Any, message: str) -> None:
+    before = engine.config_file.read_text()
     engine.configure({key: value})
     try:
         with pytest.raises(ProgramError) as refused:
             engine.preview()
     finally:
-        engine.configure({key: None})
+        engine.config_file.write_text(before)
     assert str(refused.value).startswith(message)
     assert "\n" not in str(refused.value)
 
@@ -237,3 +254,36 @@ def test_a_plain_token_is_refused(engine: Engine) -> None:
     finally:
         engine.config_file.write_text(before)
     assert "plain-token-value" not in str(refused.value)
+
+
+def test_what_pulumi_config_set_writes_is_a_setting_or_a_line(engine: Engine) -> None:
+    def put(key: str, value: str, *options: str) -> None:
+        command = [
+            find("pulumi"),
+            "config",
+            "set",
+            "--stack",
+            STACK,
+            "--path",
+            *options,
+            key,
+            value,
+        ]
+        environment = {**os.environ, **engine.environment}
+        subprocess.run(command, cwd=engine.project, env=environment, check=True)
+
+    before = engine.config_file.read_text()
+    try:
+        put("metrics-proxy:workers.errorRate", "0.05")
+        assert engine.config[f"{NAMESPACE}:workers"] == {"errorRate": "0.05"}
+        put("metrics-proxy:grafana.dashboardUid", "12345")
+        with pytest.raises(ProgramError) as refused:
+            engine.preview()
+        assert str(refused.value) == (
+            "metrics-proxy:grafana.dashboardUid: 12345 should be text: "
+            "write it in quotes, or set it with --type string"
+        )
+        put("metrics-proxy:grafana.dashboardUid", "12345", "--type", "string")
+        assert engine.preview()
+    finally:
+        engine.config_file.write_text(before)

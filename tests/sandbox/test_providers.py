@@ -1,6 +1,7 @@
 """The stand-in providers: each refusal over their Python surface, the rest under the engine."""
 
 import asyncio
+import base64
 import gc
 import json
 import os
@@ -220,7 +221,11 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     (INSTANCE, machine(instanceType="t9.micro"), "instanceType: The following supplied instance"),
     (INSTANCE, {"ami": ARM}, "instanceType: is required"),
     (INSTANCE, {"ami": ARM, "instanceType": "t4g.micro"}, "subnetId: or primaryNetworkInterface"),
-    (INSTANCE, machine(userData="ä" * 8193), "userData: has 16386 bytes, at most 16384"),
+    (
+        INSTANCE,
+        machine(userDataBase64=base64.b64encode(bytes(16386)).decode()),
+        "userDataBase64: has 16386 bytes, at most 16384",
+    ),
     (INSTANCE, machine(metadataOptions={"httpTokens": "yes"}), "must be optional or required"),
     (INSTANCE, machine(metadataOptions={"httpPutResponseHopLimit": 65}), "must be 1 to 64, not 65"),
     (INSTANCE, machine(rootBlockDevice={"volumeType": "ssd"}), "rootBlockDevice.volumeType: must"),
@@ -302,8 +307,14 @@ def test_refused_before_anything_is_made(
 @pytest.mark.parametrize(
     ("kind", "inputs"),
     [
-        (INSTANCE, machine(userData="ä" * 8192, metadataOptions={"httpPutResponseHopLimit": 64})),
-        (INSTANCE, machine(ami=UNKNOWN, userData=UNKNOWN, tags={"Name": UNKNOWN})),
+        (
+            INSTANCE,
+            machine(
+                userDataBase64=base64.b64encode(bytes(16384)).decode(),
+                metadataOptions={"httpPutResponseHopLimit": 64},
+            ),
+        ),
+        (INSTANCE, machine(ami=UNKNOWN, userDataBase64=UNKNOWN, tags={"Name": UNKNOWN})),
         (INTERFACE, {"subnetId": UNKNOWN, "privateIps": UNKNOWN, "securityGroups": [UNKNOWN]}),
         (RULE, rule(cidrIpv4=UNKNOWN, fromPort=UNKNOWN)),
         (RULE, {"securityGroupId": "sg-1", "ipProtocol": "-1", "cidrIpv4": "0.0.0.0/0"}),
@@ -462,12 +473,17 @@ STATE = {"privateIp": "127.9.46.9", "arn": "arn", "tagsAll": {}}
             *(INSTANCE, machine(), machine(instanceType="t3.micro", ami=AMD)),
             {"ami": "UPDATE_REPLACE", "instanceType": "UPDATE_REPLACE"},
         ),
-        (INSTANCE, machine(userData="a"), machine(userData="b"), {"userData": "UPDATE"}),
         (
             INSTANCE,
-            machine(userData="a", userDataReplaceOnChange=True),
-            machine(userData="b", userDataReplaceOnChange=True),
-            {"userData": "UPDATE_REPLACE"},
+            machine(userDataBase64="YQ=="),
+            machine(userDataBase64="Yg=="),
+            {"userDataBase64": "UPDATE"},
+        ),
+        (
+            INSTANCE,
+            machine(userDataBase64="YQ==", userDataReplaceOnChange=True),
+            machine(userDataBase64="Yg==", userDataReplaceOnChange=True),
+            {"userDataBase64": "UPDATE_REPLACE"},
         ),
         (
             INSTANCE,
@@ -603,9 +619,13 @@ READ_BY = policy(Action="secretsmanager:GetSecretValue", Principal="*", Resource
         ),
         (
             INSTANCE,
-            {"userData": "old", "tags": {"a": "1"}, "metadataOptions": {"httpTokens": "optional"}},
             {
-                "userData": "new",
+                "userDataBase64": "b2xk",
+                "tags": {"a": "1"},
+                "metadataOptions": {"httpTokens": "optional"},
+            },
+            {
+                "userDataBase64": "bmV3",
                 "instanceType": "t4g.small",
                 "iamInstanceProfile": "host",
                 "vpcSecurityGroupIds": ["GROUP"],
@@ -835,7 +855,7 @@ def program(subnet: str, **change: Any) -> Callable[[], None]:
             ami=change.get("ami", image.id),
             instance_type="t4g.micro",
             iam_instance_profile=profile.name,
-            user_data=change.get("user_data", "#cloud-config\n"),
+            user_data_base64=change.get("user_data_base64", "I2Nsb3VkLWNvbmZpZwo="),
             user_data_replace_on_change=True,
             primary_network_interface=aws.ec2.InstancePrimaryNetworkInterfaceArgs(
                 network_interface_id=interface.id
@@ -983,7 +1003,7 @@ CHANGE = {
     "tags": {"Name": "x"},
     "title": "New",
     "token": "canary-c22e",
-    "user_data": "#cloud-config\n#2\n",
+    "user_data_base64": "I2Nsb3VkLWNvbmZpZwojMgo=",
 }
 CHANGED = {"replace": 2, "update": 3, "same": RESOURCES - 5}
 
@@ -997,7 +1017,7 @@ def test_what_a_preview_shows(stack: Stack) -> None:
         r'\+ Name *: "x"',
         r'~ title *: "SBA" => "New"',
         r"~ secretString *: \[secret\] => \[secret\]",
-        r"~ userData",
+        r"~ userDataBase64",
     ):
         assert re.search(shown, text), shown
     assert "ami-" not in "".join(line for line in text.splitlines() if "~" in line)

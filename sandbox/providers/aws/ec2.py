@@ -37,7 +37,7 @@ class Instance(AwsKind):
     # another type of the same architecture stops and starts the machine, and so does user data
     updates = frozenset(
         {"disableApiStop", "disableApiTermination", "iamInstanceProfile", "instanceType"}
-        | {"metadataOptions", "rootBlockDevice", "sourceDestCheck", "tags", "userData"}
+        | {"metadataOptions", "rootBlockDevice", "sourceDestCheck", "tags", "userDataBase64"}
         | {"userDataReplaceOnChange", "vpcSecurityGroupIds"}
     )
     computed = frozenset(
@@ -61,9 +61,9 @@ class Instance(AwsKind):
                 yield key, "belongs to the interface when primaryNetworkInterface is given"
         if own is None and inputs.get("subnetId") is None:
             yield "subnetId", "or primaryNetworkInterface is required: there is no default VPC"
-        data = inputs.get("userData", "")
-        if data != UNKNOWN and (size := len(data.encode())) > USER_DATA_LIMIT:
-            yield "userData", f"has {size} bytes, at most {USER_DATA_LIMIT} are allowed"
+        data = inputs.get("userDataBase64", "")
+        if data != UNKNOWN and (size := len(base64.b64decode(data))) > USER_DATA_LIMIT:
+            yield "userDataBase64", f"has {size} bytes, at most {USER_DATA_LIMIT} are allowed"
         for key, value in inputs.get("metadataOptions", {}).items():
             if value not in (allowed := METADATA_OPTIONS[key]) and value != UNKNOWN:
                 wanted = " or ".join(map(str, allowed)) if len(allowed) == 2 else "1 to 64"
@@ -88,7 +88,7 @@ class Instance(AwsKind):
 
     def forces(self, state: Values, inputs: Values) -> set[str]:
         """User data if it says so, another architecture, another encryption of the disk."""
-        forced = {"userData"} if inputs["userDataReplaceOnChange"] else set()
+        forced = {"userDataBase64"} if inputs["userDataReplaceOnChange"] else set()
         types = [one.get("instanceType") for one in (state, inputs)]
         if types[0] != types[1] and None not in types and known(types):
             old, new = (set(self.session.architectures(str(one))) for one in types)
@@ -106,6 +106,7 @@ class Instance(AwsKind):
         if profile:
             self.session.client("iam").get_instance_profile(InstanceProfileName=profile)
         device = self.session.image(inputs["ami"])["RootDeviceName"]
+        data = inputs.get("userDataBase64")
         made = self.ec2.run_instances(
             ImageId=inputs["ami"],
             InstanceType=inputs["instanceType"],
@@ -116,7 +117,7 @@ class Instance(AwsKind):
             **given(
                 MetadataOptions=options and pascal(options),
                 IamInstanceProfile=profile and {"Name": profile},
-                UserData=inputs.get("userData"),
+                UserData=data and base64.b64decode(data),  # the SDK encodes it again
                 KeyName=inputs.get("keyName"),
                 DisableApiStop=inputs.get("disableApiStop"),
                 DisableApiTermination=inputs.get("disableApiTermination"),
@@ -165,7 +166,7 @@ class Instance(AwsKind):
             "publicIp": found.get("PublicIpAddress", ""),
             "subnetId": interface["SubnetId"],
             "tagsAll": from_tags(found.get("Tags", [])),
-            "userData": base64.b64decode(data).decode(),
+            "userDataBase64": data,
             "vpcSecurityGroupIds": sorted(group["GroupId"] for group in interface["Groups"]),
         }
 
@@ -179,10 +180,13 @@ class Instance(AwsKind):
     def update(self, it: Existing) -> Values:
         """In place, with a stop and a start where EC2 demands it."""
         changed = {key for key in self.updates if it.inputs.get(key) != it.state.get(key)}
-        if stopped := sorted(changed & {"instanceType", "userData"}):
+        if changed & {"instanceType", "userDataBase64"}:
             self.ec2.stop_instances(InstanceIds=[it.id])
-            for key in stopped:
-                self._modify(it.id, key, {"Value": it.inputs.get(key, "")})
+            if "instanceType" in changed:
+                self._modify(it.id, "instanceType", {"Value": it.inputs["instanceType"]})
+            if "userDataBase64" in changed:
+                data = base64.b64decode(it.inputs.get("userDataBase64", ""))
+                self._modify(it.id, "userData", {"Value": data})
             self.ec2.start_instances(InstanceIds=[it.id])
         for key in sorted(changed & {"disableApiStop", "disableApiTermination", "sourceDestCheck"}):
             if key in it.inputs:

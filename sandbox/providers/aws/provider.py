@@ -40,14 +40,27 @@ class Aws(base.Provider):
         self.kinds = {kind.type: kind(self.session) for kind in KINDS}
         self.functions = {
             "aws:ec2/getAmi:getAmi": (
-                {"owners", "mostRecent", "filters", "nameRegex"},
+                {"owners", "mostRecent", "filters", "nameRegex", "includeDeprecated"},
                 self.get_ami,
             ),
             "aws:ec2/getInstanceType:getInstanceType": ({"instanceType"}, self.get_instance_type),
+            "aws:ec2/getInstanceTypeOfferings:getInstanceTypeOfferings": (
+                {"filters", "locationType"},
+                self.get_instance_type_offerings,
+            ),
+            "aws:ec2/getNetworkInterface:getNetworkInterface": ({"id"}, self.get_interface),
+            "aws:ec2/getNetworkInterfaces:getNetworkInterfaces": (
+                {"filters"},
+                self.get_interfaces,
+            ),
+            "aws:ec2/getRouteTable:getRouteTable": ({"routeTableId"}, self.get_route_table),
+            "aws:ec2/getRouteTables:getRouteTables": ({"filters", "vpcId"}, self.get_route_tables),
+            "aws:ec2/getSecurityGroup:getSecurityGroup": ({"id"}, self.get_security_group),
             "aws:ec2/getSubnet:getSubnet": ({"id"}, self.get_subnet),
             "aws:index/getCallerIdentity:getCallerIdentity": (set(), self.get_caller_identity),
             "aws:index/getPartition:getPartition": (set(), self.get_partition),
             "aws:index/getRegion:getRegion": (set(), self.get_region),
+            "aws:secretsmanager/getSecret:getSecret": ({"arn"}, self.get_secret),
         }
 
     def get_region(self, arguments: Values) -> Values:
@@ -65,6 +78,12 @@ class Aws(base.Provider):
         who = self.session.identity
         account = {"id": who["Account"], "accountId": who["Account"]}
         return {**arguments, **account, "arn": who["Arn"], "userId": who["UserId"]}
+
+    def get_secret(self, arguments: Values) -> Values:
+        """aws.secretsmanager.get_secret, by ARN, of which AWS takes a part for the whole."""
+        client = self.session.client("secretsmanager")
+        found = client.describe_secret(SecretId=arguments["arn"])
+        return {"id": found["ARN"], "arn": found["ARN"], "name": found["Name"]}
 
     def get_subnet(self, arguments: Values) -> Values:
         """aws.ec2.get_subnet, by id."""
@@ -90,12 +109,61 @@ class Aws(base.Provider):
         known = {"id": name, "supportedArchitectures": self.session.architectures(name)}
         return {**arguments, **known, "region": self.session.region}
 
+    def get_instance_type_offerings(self, arguments: Values) -> Values:
+        """aws.ec2.get_instance_type_offerings."""
+        offered = self.session.ec2.describe_instance_type_offerings(
+            LocationType=arguments["locationType"], Filters=_filters(arguments)
+        )["InstanceTypeOfferings"]
+        names = ("InstanceType", "Location", "LocationType")
+        types, locations, kinds = ([one[name] for one in offered] for name in names)
+        known = {"instanceTypes": types, "locations": locations, "locationTypes": kinds}
+        return {**arguments, **known, "id": self.session.region, "region": self.session.region}
+
+    def get_interface(self, arguments: Values) -> Values:
+        """aws.ec2.get_network_interface, by id."""
+        found = self.session.interface(arguments["id"])
+        known = {"description": found["Description"], "privateIp": found["PrivateIpAddress"]}
+        return {**arguments, **known, "subnetId": found["SubnetId"], "vpcId": found["VpcId"]}
+
+    def get_interfaces(self, arguments: Values) -> Values:
+        """aws.ec2.get_network_interfaces."""
+        found = self.session.ec2.describe_network_interfaces(Filters=_filters(arguments))
+        ids = [one["NetworkInterfaceId"] for one in found["NetworkInterfaces"]]
+        return {**arguments, "ids": ids, "id": self.session.region, "region": self.session.region}
+
+    def get_route_table(self, arguments: Values) -> Values:
+        """aws.ec2.get_route_table, by id."""
+        table_id = arguments["routeTableId"]
+        [found] = self.session.ec2.describe_route_tables(RouteTableIds=[table_id])["RouteTables"]
+        routes = [
+            {
+                "cidrBlock": route.get("DestinationCidrBlock", ""),
+                "gatewayId": route.get("GatewayId", ""),
+                "natGatewayId": route.get("NatGatewayId", ""),
+            }
+            for route in found["Routes"]
+        ]
+        return {**arguments, "id": table_id, "vpcId": found["VpcId"], "routes": routes}
+
+    def get_route_tables(self, arguments: Values) -> Values:
+        """aws.ec2.get_route_tables."""
+        filters = [*_filters(arguments), {"Name": "vpc-id", "Values": [arguments["vpcId"]]}]
+        found = self.session.ec2.describe_route_tables(Filters=filters)["RouteTables"]
+        ids = [one["RouteTableId"] for one in found]
+        return {**arguments, "ids": ids, "id": self.session.region, "region": self.session.region}
+
+    def get_security_group(self, arguments: Values) -> Values:
+        """aws.ec2.get_security_group, by id."""
+        group_id = arguments["id"]
+        [found] = self.session.ec2.describe_security_groups(GroupIds=[group_id])["SecurityGroups"]
+        return {**arguments, "name": found["GroupName"], "vpcId": found["VpcId"]}
+
     def get_ami(self, arguments: Values) -> Values:
         """aws.ec2.get_ami."""
-        wanted = arguments.get("filters", [])
         images = self.session.ec2.describe_images(
             Owners=arguments.get("owners", []),
-            Filters=[{"Name": one["name"], "Values": one["values"]} for one in wanted],
+            Filters=_filters(arguments),
+            IncludeDeprecated=arguments.get("includeDeprecated", False),
         )["Images"]
         pattern = arguments.get("nameRegex", "")
         images = [image for image in images if re.search(pattern, image["Name"])]
@@ -116,6 +184,10 @@ class Aws(base.Provider):
             "state": image["State"],
             "region": self.session.region,
         }
+
+
+def _filters(arguments: Values) -> list[Values]:
+    return [{"Name": f["name"], "Values": f["values"]} for f in arguments.get("filters", [])]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,173 @@
+"""What the program relies on in AWS, asked before anything is touched."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import pulumi_aws as aws
+
+from config.settings import Settings, SettingsError, one_line
+
+DEBIAN: Final = "136693071363"
+"""Debian's AWS account (wiki.debian.org/Cloud/AmazonEC2Image)."""
+
+INTERFACE: Final = "Metrics proxy: keeps its address when the machine is replaced"
+"""The description of our interfaces, by which we know that an address is taken by one of them."""
+
+_ARCHITECTURES: Final = {"arm64": "arm64", "x86_64": "amd64"}
+"""AWS' name of an architecture → Debian's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where the machine is to be, and the image that it is made of."""
+
+    region: str
+    vpc_id: str
+    ami: str
+
+
+def ask(settings: Settings) -> Place:
+    """Ask AWS about all that the settings name.
+
+    Raises `SettingsError` for the first thing that would end an `up` half-way, some of it when the
+    old machine is gone already; also when AWS gives no answer.
+    """
+    try:
+        region = aws.get_region().region
+        aws.get_caller_identity()
+    except Exception as error:
+        raise SettingsError(
+            f"aws: set aws:region and log in (AWS_PROFILE, ...): {_words(error)}"
+        ) from None
+    settings.check_region(region)
+    if settings.token_secret is not None:
+        with _about("adminTokenSecretArn", settings.token_secret):
+            _check_secret(settings.token_secret)
+    with _about("subnetId", settings.subnet_id):
+        subnet = aws.ec2.get_subnet(id=settings.subnet_id)
+        if _is_public(subnet):
+            raise ValueError("is a public subnet, in which the machine has no route out")
+    with _about("instanceType", settings.instance_type):
+        runs = _architectures(settings.instance_type, subnet.availability_zone)
+    with _about("amiId", settings.ami_id or "the newest image of Debian 13"):
+        ami = settings.ami_id or newest_debian(runs)
+        if settings.ami_id is not None:
+            _check_image(settings.ami_id, settings.instance_type, runs)
+    if settings.api_security_group_id is not None:
+        with _about("apiSecurityGroupId", settings.api_security_group_id):
+            group = aws.ec2.get_security_group(id=settings.api_security_group_id)
+            if group.vpc_id != subnet.vpc_id:
+                raise ValueError(f"is in {group.vpc_id}, and the subnet in {subnet.vpc_id}")
+    if settings.private_ip is not None:
+        with _about("privateIp", settings.private_ip):
+            _check_address(settings.private_ip, subnet)
+    return Place(region=region, vpc_id=subnet.vpc_id, ami=ami)
+
+
+def _words(error: Exception) -> str:
+    """What a provider says, in one line and without the names of who passed it on."""
+    said = " ".join(str(error).split())
+    return re.sub(
+        r"^((invoke of|invocation of|invoking) \S+ (failed: |returned an error: )?)+", "", said
+    )
+
+
+@contextmanager
+def _about(key: str, value: str) -> Iterator[None]:
+    """Say what goes wrong in here in one line; a `ValueError` is of our own."""
+    try:
+        yield
+    except ValueError as error:
+        raise SettingsError(one_line(key, value, str(error))) from None
+    except Exception as error:
+        raise SettingsError(one_line(key, value, f"is not found: {_words(error)}")) from None
+
+
+def _check_secret(arn: str) -> None:
+    """A name that ends like `-secret` looks like a whole ARN, but the role's policy needs that."""
+    try:
+        found = aws.secretsmanager.get_secret(arn=arn).arn
+    except Exception as error:
+        if "AccessDenied" in str(error):
+            return  # it is somebody else's: the machine has to read it, not who deploys
+        raise
+    if found != arn:
+        raise ValueError(f"is only a part of an ARN, which is {found}")
+
+
+def _is_public(subnet: aws.ec2.GetSubnetResult) -> bool:
+    """Whether its default route goes to an internet gateway. An interface of our own gets no public
+    address, so nothing would come back from there."""
+    # the subnet's own table, else the main one of the VPC
+    for name, value in (("association.subnet-id", subnet.id), ("association.main", "true")):
+        filters = [aws.ec2.GetRouteTablesFilterArgs(name=name, values=[value])]
+        if ids := aws.ec2.get_route_tables(vpc_id=subnet.vpc_id, filters=filters).ids:
+            routes = aws.ec2.get_route_table(route_table_id=ids[0]).routes
+            return any(
+                route.cidr_block == "0.0.0.0/0" and route.gateway_id.startswith("igw-")
+                for route in routes
+            )
+    return False
+
+
+def _architectures(instance_type: str, zone: str) -> list[str]:
+    """What code a type runs that Debian has an image for, the one to prefer first."""
+    supported = aws.ec2.get_instance_type(instance_type=instance_type).supported_architectures
+    if not (runs := [name for name in supported if name in _ARCHITECTURES]):
+        raise ValueError(
+            f"is {', '.join(supported)}; Debian 13 needs {' or '.join(_ARCHITECTURES)}"
+        )
+    filters = [
+        aws.ec2.GetInstanceTypeOfferingsFilterArgs(name="instance-type", values=[instance_type]),
+        aws.ec2.GetInstanceTypeOfferingsFilterArgs(name="location", values=[zone]),
+    ]
+    offered = aws.ec2.get_instance_type_offerings(
+        location_type="availability-zone", filters=filters
+    ).instance_types
+    if instance_type not in offered:
+        raise ValueError(f"is not offered in {zone}, where the subnet is")
+    return runs
+
+
+def newest_debian(architectures: list[str]) -> str:
+    """The id of the newest Debian 13 of the first of these architectures."""
+    wanted = architectures[0]
+    filters = {"name": f"debian-13-{_ARCHITECTURES[wanted]}-*", "architecture": wanted}
+    return aws.ec2.get_ami(
+        owners=[DEBIAN],
+        most_recent=True,
+        filters=[
+            aws.ec2.GetAmiFilterArgs(name=name, values=[value]) for name, value in filters.items()
+        ],
+    ).id
+
+
+def _check_image(ami: str, instance_type: str, runs: list[str]) -> None:
+    filters = [aws.ec2.GetAmiFilterArgs(name="image-id", values=[ami])]
+    image = aws.ec2.get_ami(filters=filters, include_deprecated=True)
+    if image.architecture not in runs:
+        raise ValueError(f"is {image.architecture}, and {instance_type} is {', '.join(runs)}")
+
+
+def _check_address(address: str, subnet: aws.ec2.GetSubnetResult) -> None:
+    network = ipaddress.IPv4Network(subnet.cidr_block)
+    if ipaddress.IPv4Address(address) not in network:
+        raise ValueError(f"is not in the subnet, which is {network}")
+    if address in map(str, (*(network[n] for n in range(4)), network[-1])):
+        raise ValueError(f"is one of the five addresses of {network} that AWS keeps for itself")
+    filters = {"subnet-id": subnet.id, "addresses.private-ip-address": address}
+    holders = aws.ec2.get_network_interfaces(
+        filters=[
+            aws.ec2.GetNetworkInterfacesFilterArgs(name=name, values=[value])
+            for name, value in filters.items()
+        ]
+    ).ids
+    for holder in holders:
+        if aws.ec2.get_network_interface(id=holder).description != INTERFACE:
+            raise ValueError(f"is taken, by {holder}")

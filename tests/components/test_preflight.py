@@ -1,0 +1,194 @@
+"""What AWS is asked before any resource, and what each refusal looks like.
+
+`deploy` fails when something is refused after a resource was registered.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pulumi
+import pytest
+
+from components.preflight import INTERFACE
+from tests.components.cloud import ANSWERS, Answers
+from tests.components.conftest import BASE, Deploy
+
+AMI, GROUP = "ami-0123456789abcdef0", "sg-0123456789abcdef0"
+SUBNET = BASE["subnetId"]
+BY_GROUP = {"apiCidrs": None, "apiSecurityGroupId": GROUP}
+PART = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:sba-secret"
+THEIRS = {"adminToken": None, "adminTokenSecretArn": f"{PART}:admin::"}
+
+
+def says(**answer: Any) -> Any:
+    return lambda _: answer
+
+
+def fails(text: str) -> Any:
+    """Pulumi's mocks put the name of a property behind it, in parentheses: there is none."""
+
+    def answer(_: object) -> dict[str, Any]:
+        raise RuntimeError(text)
+
+    return answer
+
+
+def routes(**route: str) -> Any:
+    return says(routes=[{"cidrBlock": "10.20.0.0/16", "gatewayId": "local"}, route])
+
+
+PUBLIC = routes(cidrBlock="0.0.0.0/0", gatewayId="igw-1")
+
+
+def both_tables(asked: dict[str, Any]) -> dict[str, Any]:
+    return {"ids": ["main" if "main" in asked["filters"][0]["name"] else "own"]}
+
+
+def public(table: str) -> Any:
+    """That table has a route to a gateway."""
+    return lambda asked: (PUBLIC if asked["routeTableId"] == table else routes())(asked)
+
+
+@pytest.mark.parametrize(
+    ("settings", "answers", "line"),
+    [
+        (
+            THEIRS,
+            {"getSecret": says(arn=f"{PART}-a1b2c3")},
+            f'adminTokenSecretArn: "{PART}" is only a part of an ARN, which is {PART}-a1b2c3',
+        ),
+        (
+            THEIRS,
+            {"getSecret": fails("ResourceNotFoundException")},
+            f'adminTokenSecretArn: "{PART}" is not found: ResourceNotFoundException',
+        ),
+        (
+            {},
+            {"getSubnet": fails("no matching subnet:\n\t* found")},
+            f'subnetId: "{SUBNET}" is not found: no matching subnet: * found',
+        ),
+        (
+            {},
+            {"getRouteTable": PUBLIC},
+            f'subnetId: "{SUBNET}" is a public subnet, in which the machine has no route out',
+        ),
+        (
+            {},
+            {"getRouteTables": both_tables, "getRouteTable": public("own")},
+            f'subnetId: "{SUBNET}" is a public subnet, in which the machine has no route out',
+        ),
+        (
+            {"instanceType": "t9.micro"},
+            {"getInstanceType": fails("InvalidInstanceType: t9.micro")},
+            'instanceType: "t9.micro" is not found: InvalidInstanceType: t9.micro',
+        ),
+        (
+            {"instanceType": "mac2.metal"},
+            {},
+            'instanceType: "mac2.metal" is arm64_mac; Debian 13 needs arm64 or x86_64',
+        ),
+        (
+            {},
+            {"getInstanceTypeOfferings": says(instanceTypes=[])},
+            'instanceType: "t4g.micro" is not offered in eu-central-1a, where the subnet is',
+        ),
+        (
+            {},
+            {"getAmi": fails("no results")},
+            'amiId: "the newest image of Debian 13" is not found: no results',
+        ),
+        ({"amiId": AMI}, {"getAmi": fails("gone")}, f'amiId: "{AMI}" is not found: gone'),
+        (
+            {"amiId": AMI},
+            {"getAmi": says(id=AMI, architecture="x86_64")},
+            f'amiId: "{AMI}" is x86_64, and t4g.micro is arm64',
+        ),
+        (
+            BY_GROUP,
+            {"getSecurityGroup": fails("InvalidGroup.NotFound")},
+            f'apiSecurityGroupId: "{GROUP}" is not found: InvalidGroup.NotFound',
+        ),
+        (
+            BY_GROUP,
+            {"getSecurityGroup": says(vpcId="vpc-2")},
+            f'apiSecurityGroupId: "{GROUP}" is in vpc-2, and the subnet in vpc-1',
+        ),
+        (
+            {"privateIp": "10.20.1.7"},
+            {},
+            'privateIp: "10.20.1.7" is not in the subnet, which is 10.20.0.0/24',
+        ),
+        *(
+            (
+                {"privateIp": f"10.20.0.{n}"},
+                {},
+                f'privateIp: "10.20.0.{n}" is one of the five addresses of 10.20.0.0/24 '
+                "that AWS keeps for itself",
+            )
+            for n in (0, 1, 2, 3, 255)
+        ),
+        (
+            {"privateIp": "10.20.0.7"},
+            {
+                "getNetworkInterfaces": says(ids=["eni-1"]),
+                "getNetworkInterface": says(description="RDS"),
+            },
+            'privateIp: "10.20.0.7" is taken, by eni-1',
+        ),
+    ],
+)
+def test_what_aws_does_not_have_is_refused_before_any_resource(
+    deploy: Deploy, settings: dict[str, Any], answers: Answers, line: str
+) -> None:
+    with pytest.raises(pulumi.RunError) as refused:
+        deploy(answers=answers, **settings)
+    assert str(refused.value).removesuffix(" ()") == f"metrics-proxy:{line}"
+
+
+@pytest.mark.parametrize("question", ["getRegion", "getCallerIdentity"])
+def test_without_region_or_credentials_one_line_says_what_to_do(
+    deploy: Deploy, question: str
+) -> None:
+    with pytest.raises(pulumi.RunError) as refused:
+        deploy(answers={question: fails("no valid\ncredential sources")})
+    assert str(refused.value).removesuffix(" ()") == (
+        "aws: set aws:region and log in (AWS_PROFILE, ...): no valid credential sources"
+    )
+
+
+@pytest.mark.parametrize("question", sorted(set(ANSWERS) - {"getSecret"}))
+def test_a_question_that_may_not_be_asked_is_one_line(deploy: Deploy, question: str) -> None:
+    settings = {**BY_GROUP, "privateIp": "10.20.0.7"}
+    with pytest.raises(pulumi.RunError, match="AccessDenied: .* not authorized") as refused:
+        deploy(answers={question: fails("AccessDenied:\n you are\n not authorized")}, **settings)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "answers"),
+    [
+        # the proxy's own address, from the second `up` on
+        (
+            {"privateIp": "10.20.0.7"},
+            {
+                "getNetworkInterfaces": says(ids=["eni-1"]),
+                "getNetworkInterface": says(description=INTERFACE),
+            },
+        ),
+        ({"privateIp": "10.20.0.4"}, {}),
+        ({"privateIp": "10.20.0.254"}, {}),
+        ({"amiId": AMI}, {"getAmi": says(id=AMI, architecture="arm64")}),
+        (BY_GROUP, {}),
+        (THEIRS, {}),
+        (THEIRS, {"getSecret": fails("AccessDeniedException: not authorized to DescribeSecret")}),
+        # only one network outside goes to the gateway, and a subnet without any table has no route
+        ({}, {"getRouteTable": routes(cidrBlock="198.51.100.0/24", gatewayId="igw-1")}),
+        ({}, {"getRouteTables": says(ids=[])}),
+        ({}, {"getRouteTables": both_tables, "getRouteTable": public("main")}),
+    ],
+)
+def test_what_is_there_is_accepted(
+    deploy: Deploy, settings: dict[str, Any], answers: Answers
+) -> None:
+    assert deploy(answers=answers, **settings).resources

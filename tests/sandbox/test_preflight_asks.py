@@ -1,0 +1,195 @@
+"""What is asked before any resource, answered by the stand-in provider over the embedded AWS."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import boto3
+import pulumi
+import pytest
+from pulumi.runtime import MockCallArgs, MockResourceArgs, Mocks
+
+from components import ask
+from components.preflight import INTERFACE
+from config.settings import Settings, SettingsError
+from sandbox import aws
+from sandbox.providers.aws.provider import Aws
+
+Refusal = Callable[..., str]
+
+
+class Invokes(Mocks):
+    """Functions only."""
+
+    def __init__(self) -> None:
+        self.provider = Aws()
+
+    def new_resource(self, args: MockResourceArgs) -> tuple[str, dict[str, Any]]:
+        raise AssertionError(f"unexpected resource {args.typ}")
+
+    def call(self, args: MockCallArgs) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+        accepted, function = self.provider.functions[args.token]
+        assert set(args.args) <= accepted
+        try:
+            return function(dict(args.args)), []
+        except self.provider.refusals as error:
+            return {}, [("", str(error))]
+
+
+@pytest.fixture(scope="module")
+def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[aws.Account]:
+    process, account = aws.start(
+        tmp_path_factory.mktemp("aws"),
+        region="eu-central-1",
+        vpc_cidr="10.20.0.0/16",
+        subnet_cidr="10.20.1.0/24",
+    )
+    yield account
+    process.terminate()
+    process.wait(20)
+
+
+@pytest.fixture
+def refusal(account: aws.Account, engine: None, monkeypatch: pytest.MonkeyPatch) -> Refusal:
+    """What is refused of settings, or nothing."""
+    del engine
+    for name, value in account.environment().items():
+        monkeypatch.setenv(name, value)
+
+    def refused(**changes: object) -> str:
+        config = {
+            "subnetId": account.subnet_id,
+            "prometheusCidrs": ["10.20.2.0/24"],
+            "apiSecurityGroupId": account.api_security_group_id,
+            **changes,
+        }
+        texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in config.items()}
+        pulumi.runtime.set_mocks(Invokes(), project="metrics-proxy", stack="dev")
+        try:
+            own = "adminTokenSecretArn" not in texts
+            place = ask(Settings.parse("dev", texts, has_token=own))
+        except SettingsError as error:
+            return str(error)
+        assert (place.region, place.vpc_id) == (account.region, account.vpc_id)
+        return ""
+
+    return refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"subnetId": "subnet-00000000"}, '"subnet-00000000" is not found: .*InvalidSubnetID'),
+        ({"instanceType": "t9.micro"}, '"t9.micro" is not found: .*InvalidInstanceType'),
+        ({"instanceType": "mac2.metal"}, '"mac2.metal" is arm64_mac'),
+        ({"amiId": "ami-00000000"}, '"ami-00000000" is not found: getAmi: no AMI matches'),
+        ({"amiId": "ami-0bbbbbbbbbbbbbbb0"}, '"ami-0b+0" is x86_64, and t4g.micro is arm64'),
+        ({"apiSecurityGroupId": "sg-00000000"}, '"sg-00000000" is not found: .*InvalidGroup'),
+        ({"privateIp": "10.20.2.7"}, '"10.20.2.7" is not in the subnet, which is 10.20.1.0/24'),
+        ({"privateIp": "10.20.1.3"}, '"10.20.1.3" is one of the five'),
+    ],
+)
+def test_what_the_account_does_not_have_is_refused(
+    refusal: Refusal, changes: dict[str, str], line: str
+) -> None:
+    pattern = rf"metrics-proxy:{next(iter(changes))}: {line}.*"
+    assert re.fullmatch(pattern, refusal(**changes))
+
+
+def test_a_part_of_an_arn_that_looks_whole_is_refused(
+    account: aws.Account, refusal: Refusal
+) -> None:
+    client = account.client("secretsmanager")
+    arn = client.create_secret(Name="sba/my-secret", SecretString="{}")["ARN"]
+    assert refusal(adminTokenSecretArn=f"{arn}:admin::") == ""
+    line = refusal(adminTokenSecretArn=arn[:-7])
+    assert line.startswith("metrics-proxy:adminTokenSecretArn: ")
+    assert line.endswith(f"is only a part of an ARN, which is {arn}")
+    assert "ResourceNotFoundException" in refusal(adminTokenSecretArn=arn[:-6] + "000000")
+
+
+def test_what_the_account_has_is_accepted(refusal: Refusal) -> None:
+    assert refusal() == ""
+    assert refusal(instanceType="t3.micro", amiId="ami-0bbbbbbbbbbbbbbb0") == ""
+    assert refusal(privateIp="10.20.1.4") == ""
+
+
+def test_a_type_is_offered_in_some_zones_only(account: aws.Account, refusal: Refusal) -> None:
+    ec2 = account.client("ec2")
+    found = {}
+    for zone, cidr in (("eu-central-1a", "10.20.10.0/24"), ("eu-central-1b", "10.20.11.0/24")):
+        made = ec2.create_subnet(VpcId=account.vpc_id, CidrBlock=cidr, AvailabilityZone=zone)
+        found[zone] = refusal(subnetId=made["Subnet"]["SubnetId"], instanceType="f2.6xlarge")
+    assert found == {
+        "eu-central-1a": 'metrics-proxy:instanceType: "f2.6xlarge" is not offered in '
+        "eu-central-1a, where the subnet is",
+        "eu-central-1b": "",
+    }
+
+
+def test_a_group_of_another_vpc_is_refused(account: aws.Account, refusal: Refusal) -> None:
+    ec2 = account.client("ec2")
+    vpc = ec2.create_vpc(CidrBlock="10.99.0.0/16")["Vpc"]["VpcId"]
+    group = ec2.create_security_group(GroupName="api", Description="API", VpcId=vpc)["GroupId"]
+    assert refusal(apiSecurityGroupId=group) == (
+        f'metrics-proxy:apiSecurityGroupId: "{group}" is in {vpc}, '
+        f"and the subnet in {account.vpc_id}"
+    )
+
+
+def test_an_address_is_taken_by_anything_but_a_proxy(
+    account: aws.Account, refusal: Refusal
+) -> None:
+    ec2 = account.client("ec2")
+    for address, description in (("10.20.1.77", "a database"), ("10.20.1.78", INTERFACE)):
+        ec2.create_network_interface(
+            SubnetId=account.subnet_id, PrivateIpAddress=address, Description=description
+        )
+    assert refusal(privateIp="10.20.1.77").startswith(
+        'metrics-proxy:privateIp: "10.20.1.77" is taken, by eni-'
+    )
+    assert refusal(privateIp="10.20.1.78") == ""
+
+
+def test_a_public_subnet_is_known_by_its_own_table_or_the_main_one(
+    account: aws.Account, refusal: Refusal
+) -> None:
+    ec2, vpc = account.client("ec2"), account.vpc_id
+    gateway = ec2.create_internet_gateway()["InternetGateway"]["InternetGatewayId"]
+    ec2.attach_internet_gateway(InternetGatewayId=gateway, VpcId=vpc)
+    [main] = ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["RouteTables"]
+    own = ec2.create_route_table(VpcId=vpc)["RouteTable"]["RouteTableId"]
+    default = {"DestinationCidrBlock": "0.0.0.0/0", "GatewayId": gateway}
+    public = (
+        f'metrics-proxy:subnetId: "{account.subnet_id}" is a public subnet, '
+        "in which the machine has no route out"
+    )
+    ec2.create_route(RouteTableId=main["RouteTableId"], **default)
+    assert refusal() == public
+    link = ec2.associate_route_table(RouteTableId=own, SubnetId=account.subnet_id)
+    assert refusal() == ""
+    ec2.create_route(RouteTableId=own, **default)
+    assert refusal() == public
+    ec2.delete_route(RouteTableId=main["RouteTableId"], DestinationCidrBlock="0.0.0.0/0")
+    ec2.disassociate_route_table(AssociationId=link["AssociationId"])
+
+
+@pytest.mark.parametrize(
+    ("unset", "said"),
+    [
+        (["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"], "Unable to locate credentials"),
+        (["AWS_REGION", "AWS_DEFAULT_REGION"], "no region"),
+    ],
+)
+def test_without_credentials_or_region_one_line_says_what_to_do(
+    refusal: Refusal, monkeypatch: pytest.MonkeyPatch, unset: list[str], said: str
+) -> None:
+    for name in unset:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps what it has found once
+    line = refusal()
+    assert line.startswith("aws: set aws:region and log in (AWS_PROFILE, ...): ")
+    assert said in line
