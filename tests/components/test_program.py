@@ -233,6 +233,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "grafana.adoptFolder": {"grafana": {"adoptFolder": True}},
     "grafana.overwriteDashboard": {"grafana": {"overwriteDashboard": True}},
     "grafana.datasourceUid": {"grafana": {"datasourceUid": "other"}},
+    "grafana.alerts": {"grafana": {"alerts": False}},
+    "grafana.contactPoint": {"grafana": {"contactPoint": "on call"}},
     "grafana.runbookUrl": {"grafana": {"runbookUrl": "https://wiki.example.com"}},
     "grafana.alertDatasourceUid": {"grafana": {"alertDatasourceUid": "other"}},
     "grafana.dashboardUid": {"grafana": {"dashboardUid": "other"}},
@@ -240,6 +242,14 @@ CHANGES: dict[str, dict[str, Any]] = {
     "workers.queueDepth.warning": {"workers": {"queueDepth": {"warning": 1}}},
     "workers.queueDepth.critical": {"workers": {"queueDepth": {"critical": 1000}}},
     "workers.queues": {"workers": {"queues": {"email": {"warning": 1}}}},
+    "alerts.queueDepth.warning": {"alerts": {"queueDepth": {"warning": "2m"}}},
+    "alerts.queueDepth.critical": {"alerts": {"queueDepth": {"critical": "2m"}}},
+    "alerts.errorRate": {"alerts": {"errorRate": "2m"}},
+    "alerts.stalled": {"alerts": {"stalled": "2m"}},
+    "alerts.proxyDown": {"alerts": {"proxyDown": "2m"}},
+    "alerts.reboot": {"alerts": {"reboot": "2h"}},
+    "alerts.certificateDays.warning": {"alerts": {"certificateDays": {"warning": 50}}},
+    "alerts.certificateDays.critical": {"alerts": {"certificateDays": {"critical": 7}}},
 }
 
 

@@ -23,7 +23,9 @@ from config import stack
 from config.settings import (
     TOKEN_MAX,
     URL_MAX,
+    Alerts,
     CertificateDays,
+    DepthHolds,
     Endpoint,
     Grafana,
     Limits,
@@ -111,14 +113,7 @@ def test_a_bad_setting_is_refused_in_one_line_with_key_and_value(
         ("alerts", {"stalled": "10"}, "stalled", '"10"', "such as 10m or 24h"),
         ("alerts", {"stalled": "1m"}, "stalled", '"1m"', "at least 2m"),
         ("alerts", {"proxyDown": "90s"}, "proxyDown", '"90s"', "such as 10m or 24h"),
-        ("alerts", {"reboot": 24}, "reboot", "24", "valid string"),
-        (
-            "alerts",
-            {"certificateDays": {"warning": 5, "critical": 6}},
-            "certificateDays",
-            '{"warning": 5, "critical": 6}',
-            "warning 5 is below critical 6",
-        ),
+        ("alerts", {"reboot": 24}, "reboot", "24", "should be text"),
         ("grafana", {"runbookUrl": "wiki"}, "runbookUrl", '"wiki"', "an http(s) URL"),
         ("grafana", {"dashboardUid": "a b"}, "dashboardUid", '"a b"', "a Grafana uid"),
         ("grafana", {"dashboardUid": 41 * "u"}, "dashboardUid", f'"{41 * "u"}"', "a Grafana uid"),
@@ -169,6 +164,11 @@ def test_a_bad_nested_setting_is_refused_by_its_path(
 )
 def test_limits_out_of_order_are_refused(value: object, problem: str) -> None:
     assert refusal(workers=value) == f"metrics-proxy:workers.{problem}"
+
+
+def test_days_out_of_order_are_refused() -> None:
+    line = refusal(alerts={"certificateDays": {"warning": 5, "critical": 6}})
+    assert line == "metrics-proxy:alerts.certificateDays: warning 5 is below critical 6"
 
 
 @pytest.mark.parametrize(
@@ -492,7 +492,8 @@ EXAMPLE: dict[str, Any] = {
         "overwriteDashboard": True,
         "datasourceUid": "prom",
         "alertDatasourceUid": "prom-alerts",
-        "contactPoint": None,
+        "alerts": False,
+        "contactPoint": "on call",
         "runbookUrl": "https://wiki.example.com",
         "dashboard": "dashboard.json",
         "dashboardUid": "sba",
@@ -501,6 +502,14 @@ EXAMPLE: dict[str, Any] = {
         "errorRate": 0.02,
         "queueDepth": {"warning": 10, "critical": 20},
         "queues": {"email": {"warning": 10, "critical": 20}},
+    },
+    "alerts": {
+        "queueDepth": {"warning": "20m", "critical": "2m"},
+        "errorRate": "1h",
+        "stalled": "5m",
+        "proxyDown": "2m",
+        "reboot": "48h",
+        "certificateDays": {"warning": 30, "critical": 7},
     },
 }
 """Every setting, but the two that others exclude."""
@@ -560,6 +569,9 @@ def test_the_example_has_every_setting() -> None:
         (Workers, EXAMPLE["workers"]),
         (Endpoint, EXAMPLE["endpoints"][1]),
         (Limits, EXAMPLE["workers"]["queueDepth"]),
+        (Alerts, EXAMPLE["alerts"]),
+        (DepthHolds, EXAMPLE["alerts"]["queueDepth"]),
+        (CertificateDays, EXAMPLE["alerts"]["certificateDays"]),
     ):
         assert {f.alias for f in model.model_fields.values()} == set(section)
 

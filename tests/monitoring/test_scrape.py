@@ -163,7 +163,7 @@ def test_the_bare_list_is_the_same_jobs(
 
 
 def test_the_operators_objects_are_the_same_jobs(settings: MakeSettings) -> None:
-    chosen = settings(serverName="proxy.test")
+    chosen = settings(serverName="proxy.test", fallbackScrapeProtocol="PrometheusText0.0.4")
     config_map, *scrapes = yaml.safe_load_all(scrape_config_objects(chosen, "10.0.1.5", CA))
     schema = json.loads(OPERATOR.read_text())
     jobs = yaml.safe_load(scrape_config_list(chosen, "10.0.1.5", CA))
@@ -173,6 +173,7 @@ def test_the_operators_objects_are_the_same_jobs(settings: MakeSettings) -> None
         assert (spec["jobName"], spec["scheme"]) == (job["job_name"], "HTTPS")
         assert spec["staticConfigs"] == job["static_configs"]
         assert spec.get("metricsPath") == job.get("metrics_path")
+        assert spec.get("fallbackScrapeProtocol") == job.get("fallback_scrape_protocol")
         assert spec["tlsConfig"]["serverName"] == "proxy.test"
         reference = spec["tlsConfig"]["ca"]["configMap"]
         assert reference["name"] == config_map["metadata"]["name"]
@@ -261,10 +262,10 @@ def test_an_api_without_a_content_type_is_read_with_a_fallback_only(
             endpoints=[endpoint("untyped", "/untyped")],
             **({"fallbackScrapeProtocol": fallback} if fallback else {}),
         )
-        text = scrape_config(chosen, "127.0.0.1")
+        text = scrape_config(chosen, "127.0.0.1", authority(certificate))
         jobs = yaml.safe_load(text)["scrape_configs"]
         assert [job.get("fallback_scrape_protocol") for job in jobs] == [fallback, None]
-        config = write_config(tmp_path, text, certificate)
+        config = write_config(tmp_path, text)
         said = subprocess.run([promtool, "--version"], capture_output=True, text=True, check=True)
         if "version 2." in said.stdout:
             command = [promtool, "check", "config", str(config)]
