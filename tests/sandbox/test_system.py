@@ -9,8 +9,8 @@ import gzip
 import http.client
 import json
 import os
-import signal
 import re
+import signal
 import socket
 import ssl
 import threading
