@@ -196,7 +196,7 @@ def certificate(bundle: dict[str, Any], live: Files | None) -> Files:
 
 
 def validity(files: Files) -> tuple[int, int]:
-    """Begin and end of a certificate; zeros if it is none, or the key is another's."""
+    """Begin and end of a certificate; zeros if it is none with its key."""
     with TemporaryDirectory() as scratch, suppress(ssl.SSLError, ValueError):
         for name in ("certificate.pem", "key.pem"):
             Path(scratch, name).write_bytes(files[name])
@@ -218,7 +218,7 @@ def place(found: Any) -> dict[str, str]:
 
 
 def bearer(text: str, key: str | None) -> str:
-    """The token: a secret's whole text, or the value of a key of its JSON."""
+    """The token: a secret's text, or a value in its JSON."""
     text = text.strip()
     if key or text.startswith("{"):
         key, found = key or "token", parsed(text)
@@ -421,10 +421,9 @@ class Probe:
 def served(port: int, generation: Generation, path: str = OWN_PATH) -> int:
     """The status of a document of a server on this machine, if that serves the generation.
 
-    Who it is and the document are asked over one connection, and so of one worker. Raises OSError
-    or HTTPException; ConnectionRefusedError where it may not be there yet: it starts, or reloads,
-    when for a moment both generations answer. Of the API's documents only the head counts, as
-    where the API itself is asked.
+    One connection for who it is and the document: one worker. Raises OSError or HTTPException,
+    ConnectionRefusedError where it may not be there yet: it starts, or reloads, when for a moment
+    both generations answer. Of a document only the head counts, as where the API itself is asked.
     """
     context = ssl.create_default_context()
     context.check_hostname = False
@@ -663,9 +662,9 @@ class Sync:
         self.live = generation
 
     def resume(self) -> None:
-        """After a killed run, or a lost state, what is linked is not what is recorded.
+        """What is linked and not recorded, after a killed run, is in use if it serves.
 
-        If it serves, it is in use. Where there is nothing else it is loaded: its trial is passed.
+        Where there is nothing else it is loaded: it has passed its trial.
         """
         linked = self.store.read(self.store.linked)
         if linked is None or (self.live and self.live.name == linked.name):
@@ -799,7 +798,7 @@ class Sync:
         last = "Last sync with the secret in use"
         show("secret_last_success_timestamp_seconds", last, success, "secret")
         of = {part: secret for secret, parts in SECRETS.items() for part in parts}
-        versions = {(of[part], version): 1.0 for part, version in state.versions.items()}
+        versions = {(of[p], version): 1.0 for p, version in state.versions.items() if p in of}
         show("secret_info", "Versions in use", versions, "secret", "version")
         if self.live:
             conf = self.known["configuration"]["proxy.conf"]
