@@ -174,7 +174,6 @@ def parsed(text: str) -> dict[str, Any]:
 
 
 def configuration(bundle: dict[str, Any]) -> Files:
-    """The server's configuration, the endpoints and their CAs."""
     conf = bundle.get("configuration")
     if not isinstance(conf, str) or not conf.strip() or re.search("[\0\ud800-\udfff]", conf):
         raise RefusedError("configuration_invalid", "the configuration is no text, or empty")
@@ -463,8 +462,6 @@ def lack(port: int, generation: Generation) -> str:
 
 
 class Sync:
-    """One run."""
-
     def __init__(self, config: Config, store: Store, report: Report) -> None:
         self.config, self.store, self.report = config, store, report
         self.state = State.read(store.folder / "state.json")
@@ -630,7 +627,7 @@ class Sync:
 
     def trial(self, generation: Generation, folder: Path) -> None:
         """The generation serves on a loopback port, and is asked for all that it has to serve."""
-        port = TRIAL_PORTS[os.getpid() % len(TRIAL_PORTS)]  # two syncs at once are only tests'
+        port = TRIAL_PORTS[os.getpid() % len(TRIAL_PORTS)]
         listen = rb"(?im)^(\s*listen\s+)(?:[^\s;]*:)?%d\b" % self.config.port
         moved, conf = rb"\g<1>127.0.0.1:%d" % port, generation.parts["configuration"]["proxy.conf"]
         conf, found = re.subn(listen, moved, conf)
@@ -727,7 +724,6 @@ class Sync:
     # -- commands
 
     def command(self, name: str, seconds: int, folder: Path) -> None:
-        """Run it; refuse with what it says."""
         with self._scratch() as scratch, Path(scratch, "said").open("w+b") as said:
             argv = ["timeout", f"{seconds}", *self._argv(name, folder, scratch)]
             status = run(argv, stdin=DEVNULL, stdout=said, stderr=said).returncode
@@ -769,7 +765,6 @@ class Sync:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def remember(self) -> None:
-        """The versions in use, and when they were."""
         used = {part for part, files in self.offers.items() if self.known.get(part) == files}
         self.state.versions |= {part: self.versions[part] for part in used}
         now = time.time()
