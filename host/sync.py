@@ -579,14 +579,19 @@ class Sync:
     # -- adopt
 
     def adopt_news(self) -> None:
-        """Adopt what is new, but not what failed within the hour, if there is something to lose."""
+        """Adopt what is new, but not what failed within the hour, if there is something to lose.
+
+        There is none where nothing is in use, nor for a token where the live one is taken nowhere.
+        """
         news = {p: files for p, files in self.offers.items() if self.known.get(p) != files}
         now, failures = time.time(), self.state.failures
         for digest, (_, _, when) in list(failures.items()):
             if not 0 <= now - when < FORGET_SECONDS:
                 del failures[digest]
+        taken = any(answer.good for _, answer in self.upstreams())
         for part, files in list(news.items()):
-            if self.live and (failure := failures.get(self._digest({part: files}))):
+            keeps = self.live and (taken or part != "token")
+            if keeps and (failure := failures.get(self._digest({part: files}))):
                 reason, said, when = failure
                 once = (
                     f"tried {(now - when) / 60:.0f} min ago; again after an hour, or when changed"
@@ -756,12 +761,9 @@ class Sync:
         text = json.dumps(asdict(self.state))
         self.store.replace("state.json", lambda new: new.write_text(text))
 
-    def _digest(self, news: dict[str, Files]) -> str:
-        """Of what failed. A token is another matter once the API no longer takes the live one."""
-        takes = "token" in news and any(answer.good for _, answer in self.upstreams())
-        text = repr(
-            (takes, [(part, sorted(files.items())) for part, files in sorted(news.items())])
-        )
+    @staticmethod
+    def _digest(news: dict[str, Files]) -> str:
+        text = repr([(part, sorted(files.items())) for part, files in sorted(news.items())])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def remember(self) -> None:
