@@ -162,6 +162,7 @@ def _mend() -> None:
         PermissionResult,
         create_access_key,
     )
+    from moto.iam.responses import IamResponse
     from moto.secretsmanager.models import secretsmanager_backends
     from moto.secretsmanager.responses import SecretsManagerResponse
 
@@ -174,6 +175,18 @@ def _mend() -> None:
         if name == "*" or name.startswith("arn:"):
             return str(name)
         return f"arn:aws:secretsmanager:{self.region}:{self.current_account}:secret:{name}"
+
+    def determine_iam_resource(self: IamResponse) -> str:
+        """moto knows the ARN of a role that is there, and nothing else."""
+        for key, kind, things in (
+            ("InstanceProfileName", "instance-profile", self.backend.get_instance_profiles),
+            ("RoleName", "role", self.backend.get_roles),
+        ):
+            if name := self._get_param(key):
+                path = (self._get_param("Path") or "/") + name
+                arns = [str(one.arn) for one in things() if one.name == name]
+                return [*arns, f"arn:aws:iam::{self.current_account}:{kind}{path}"][0]
+        return "*"
 
     def match(pattern: str, text: str) -> Any:
         """`?` is a wildcard of IAM too (the six random characters of a secret's ARN)."""
@@ -267,6 +280,7 @@ def _mend() -> None:
                 )
 
     for owner, name, mend in (
+        (IamResponse, "_determine_resource", determine_iam_resource),
         (SecretsManagerResponse, "_determine_resource", determine_resource),
         (SecretsManagerResponse, "get_secret_value", get_secret_value),
         (IAMPolicyStatement, "_match", staticmethod(match)),
