@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
+import pulumi
 import pulumi_aws as aws
 
 from config.settings import RULES_MAX, Peer, Settings, SettingsError, one_line
@@ -71,9 +72,8 @@ def ask(settings: Settings, bundle_secret: str) -> Place:
     if settings.private_ip is not None:
         with _about("privateIp", settings.private_ip):
             _check_address(settings, settings.private_ip, subnet)
-    if settings.protect:
-        with _about("protect", "true"):
-            _check_kept(settings)
+    with _about("protect", str(settings.protect).lower()):
+        _check_kept(settings)
     return Place(region=region, vpc_id=subnet.vpc_id, ami=ami)
 
 
@@ -223,13 +223,17 @@ def _check_address(settings: Settings, address: str, subnet: aws.ec2.GetSubnetRe
 
 
 def _check_kept(settings: Settings) -> None:
-    """Pulumi protects what was protected before this run: it would replace the interface."""
+    """Say what another address costs. Pulumi protects what was protected before this run: without
+    the refusal it would replace the interface."""
     kept = [aws.ec2.get_network_interface(id=one) for one in _own(settings)]
-    for one in kept:
-        if one.subnet_id == settings.subnet_id and settings.private_ip in (None, one.private_ip):
-            return
-    if kept:
-        raise ValueError(
-            f"keeps the interface with {kept[0].private_ip} in {kept[0].subnet_id}: "
-            "set subnetId and privateIp back, or protect to false"
-        )
+    if not kept or any(
+        one.subnet_id == settings.subnet_id and settings.private_ip in (None, one.private_ip)
+        for one in kept
+    ):
+        return
+    old = f"the interface with {kept[0].private_ip} in {kept[0].subnet_id}"
+    if settings.protect:
+        raise ValueError(f"keeps {old}: set subnetId and privateIp back, or protect to false")
+    pulumi.log.warn(
+        f"{old} is replaced: every scrape fails until Prometheus has the new scrapeConfig"
+    )

@@ -72,8 +72,7 @@ class ProxyNetwork(pulumi.ComponentResource):
             private_ips=None if settings.private_ip is None else [settings.private_ip],
             security_groups=[group.id],
             # may change: it is updated in place
-            description="Metrics proxy's address. Another interface is another address: Prometheus "
-            "needs the new scrapeConfig, and until then every scrape fails",
+            description="Metrics proxy: the address that Prometheus has; it outlives the machine",
             tags=settings.tags,
             opts=pulumi.ResourceOptions(parent=self, protect=settings.protect),
         )

@@ -250,9 +250,10 @@ def test_a_question_that_may_not_be_asked_is_one_line(deploy: Deploy, question: 
         # the proxy's own address, from the second `up` on
         (
             {"privateIp": "10.20.0.7"},
-            {"getNetworkInterfaces": found(taken="eni-1", own="eni-1")},
+            {**OURS, "getNetworkInterfaces": found(taken="eni-1", own="eni-1")},
         ),
         ({"protect": True}, {}),
+        ({"privateIp": "10.20.0.9", "subnetId": "subnet-0123456789abcdef9"}, OURS),
         ({"protect": True, "subnetId": "subnet-0123456789abcdef9"}, OURS),
         ({"subnetId": "subnet-0123456789abcdef1"}, OURS),
         (

@@ -448,8 +448,10 @@ def test_the_outputs(deploy: Deploy) -> None:
     targets = [t for job in jobs for c in job["static_configs"] for t in c["targets"]]
     assert set(targets) == {"10.20.0.10:9447"}
     text = user_data(cloud)
-    assert cloud.outputs["userData"].startswith("# host/user-data/nginx.gz sha256 ")
-    assert text.endswith(cloud.outputs["userData"].partition("\n")[2])
+    committed = yaml.safe_load(cloud.outputs["userData"])[0]
+    assert committed.keys() == {"path", "sha256"}
+    assert committed["path"] == "host/user-data/nginx.gz"
+    assert text.endswith(cloud.outputs["userData"].split("\n", 2)[2])
     assert cloud.outputs == {
         "proxyUrl": "https://10.20.0.10:9447",
         "privateIp": "10.20.0.10",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -75,9 +76,18 @@ def test_a_stack_lives_from_preview_to_destroy(
     assert set(engine.up()) == {"same"}
     machine = engine.outputs()["instanceId"]
 
+    # another server: its configuration, and nothing of the user data but the part that is committed
+    engine.configure({"server": "apache"})
+    lines: list[str] = []
+    engine.preview(lines.append, diff=True)
+    text = "\n".join(lines)
+    data = re.split("~ userData +:", text)[1].splitlines()
+    assert [one.split()[1] for one in data if " => " in one] == ["path", "sha256:"], data
+    engine.configure({"server": None})
+
     # what the sync brings: no replacement, and the diff can be read
     engine.configure({"prometheusCidrs": ["10.20.2.0/24", "10.20.3.0/24"]})
-    lines: list[str] = []
+    lines = []
     engine.preview(lines.append, diff=True)
     text = "\n".join(lines)
     assert "aws:secretsmanager/secretVersion:SecretVersion" in text  # a new version of the bundle
@@ -135,6 +145,12 @@ def test_what_changes_the_address(engine: Engine) -> None:
 
     address = {"privateIp", "proxyUrl", "scrapeConfig", "instanceId"}
     engine.configure({"privateIp": "10.20.1.77"})
+    lines: list[str] = []
+    engine.preview(lines.append)
+    assert any(
+        "is replaced: every scrape fails until Prometheus has the new scrapeConfig" in line
+        for line in lines
+    )
     assert what_is_new(engine.up) == address
     assert engine.outputs()["privateIp"] == "10.20.1.77"
     other = ec2.create_subnet(VpcId=account.vpc_id, CidrBlock="10.20.9.0/24")["Subnet"]["SubnetId"]
