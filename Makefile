@@ -1,4 +1,4 @@
-.PHONY: help setup demo down test check generate behaviour
+.PHONY: help setup demo down test check generate dashboard behaviour
 PYTHON := .venv/bin/python
 
 help: ## show this
@@ -25,8 +25,10 @@ check: ## ruff and mypy
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m mypy
 
-generate: ## render what is committed in ops/: the dashboard's Workers section, the proxy configurations
+dashboard: ## render the program's sections into ops/grafana/dashboard-sba.json, with default limits
 	@$(PYTHON) -m monitoring.dashboard ops/grafana/dashboard-sba.json
+
+generate: dashboard ## render what is committed in ops/: the dashboard, the proxy configurations
 	@$(PYTHON) -m host.proxy ops/proxy
 
 behaviour: ## write docs/behaviour.md, as the suite finds it

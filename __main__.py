@@ -7,7 +7,8 @@ import pulumi
 import components as c
 from config import stack
 from host import cloud_config, proxy
-from monitoring.dashboard import load_dashboard, with_workers
+from monitoring.classic import load_dashboard
+from monitoring.dashboard import deployable
 from monitoring.scrape import scrape_config
 
 with stack.refusals():
@@ -18,8 +19,14 @@ with stack.refusals():
     told = (settings, place.region, bundle_secret)
     user_data = cloud_config.render(*told)
     file = Path(__file__).parent / settings.grafana.dashboard
-    dashboard = with_workers(load_dashboard(file), settings) if settings.grafana.enabled else None
+    dashboard = deployable(load_dashboard(file), settings) if settings.grafana.enabled else None
 
+if dashboard is not None:
+    monitoring = c.Monitoring(
+        "monitoring", c.MonitoringArgs(settings=settings, dashboard=dashboard)
+    )
+    c.before_aws(monitoring.dashboard)
+    pulumi.export("dashboardUrl", monitoring.dashboard_url)
 network = c.ProxyNetwork("network", c.ProxyNetworkArgs(settings=settings, vpc_id=place.vpc_id))
 certificates = c.Certificates(
     "tls", c.CertificatesArgs(settings=settings, ip_address=network.private_ip)
@@ -45,12 +52,6 @@ host = c.ProxyHost(
         instance_profile=secrets.instance_profile,
     ),
 )
-if dashboard is not None:
-    monitoring = c.Monitoring(
-        "monitoring", c.MonitoringArgs(settings=settings, dashboard=dashboard)
-    )
-    pulumi.export("dashboardUrl", monitoring.dashboard_url)
-
 pulumi.export("proxyUrl", pulumi.Output.concat("https://", network.private_ip, f":{settings.port}"))
 pulumi.export("privateIp", network.private_ip)
 pulumi.export("caCertificate", certificates.ca_certificate)

@@ -277,6 +277,14 @@ _DNS_NAME = _matches(_HOSTNAME.pattern, "a DNS name in lower case")
 Server = Literal["nginx", "apache"]
 Number = BeforeValidator(_number)
 Count = Annotated[int, Field(ge=0), Number]
+GrafanaUid = Annotated[str, _matches(r"[A-Za-z0-9_-]{1,40}", "a Grafana uid")]
+ScrapeProtocol = Literal[
+    "PrometheusText0.0.4",
+    "PrometheusText1.0.0",
+    "OpenMetricsText0.0.1",
+    "OpenMetricsText1.0.0",
+    "PrometheusProto",
+]
 
 
 class _Model(BaseModel):
@@ -345,11 +353,43 @@ class Grafana(_Model):
 
     enabled: bool = True
     folder_title: Annotated[str, Field(min_length=1, max_length=189)] = "SBA"
-    datasource_uid: Annotated[str, _matches(r"[A-Za-z0-9_-]{1,40}", "a Grafana uid")] = "prometheus"
+    folder_uid: GrafanaUid | None = None
+    """A folder that is there and stays somebody else's, in place of one with `folder_title`."""
+    adopt_folder: bool = False
+    """The stack's own folder is there already: it becomes the stack's, as `pulumi import` does."""
+    overwrite_dashboard: bool = False
+    """A dashboard with this uid is there already: this one takes its place."""
+    datasource_uid: Annotated[
+        str,
+        _matches(r"[A-Za-z0-9_-]{1,40}|\$\{\w+\}", "a Grafana uid or a variable such as ${name}"),
+    ] = "prometheus"
+    """Of the panels; a variable is one of the dashboard's."""
+    alert_datasource_uid: GrafanaUid | None = None
+    """Of the alerts, which know no variables; `datasource_uid` where it is not set."""
     contact_point: Annotated[str | None, AfterValidator(_not_yet)] = None
     runbook_url: Annotated[str | None, _matches(r"https?://[^\s\"'<>]+", "an http(s) URL")] = None
     dashboard: Annotated[str, Field(min_length=1)] = "ops/grafana/dashboard-sba.json"
-    dashboard_uid: Annotated[str | None, _matches(r"[A-Za-z0-9_-]{1,40}", "a Grafana uid")] = None
+    dashboard_uid: GrafanaUid | None = None
+
+    @property
+    def alert_datasource(self) -> str:
+        """The data source that the alerts ask."""
+        return self.alert_datasource_uid or self.datasource_uid
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        given = self.model_fields_set
+        if self.alert_datasource.startswith("$"):
+            raise ValueError(
+                f"datasourceUid {self.datasource_uid} is a variable, which alerts do not know; set "
+                "alertDatasourceUid too"
+            )
+        if self.folder_uid is not None and given & {"folder_title", "adopt_folder"}:
+            raise ValueError(
+                "folderUid names somebody else's folder; folderTitle and adoptFolder are for the "
+                "stack's own"
+            )
+        return self
 
 
 DEFAULT_ENDPOINTS: Final = (
@@ -414,6 +454,8 @@ class Settings(_Model):
     job: Annotated[
         str, _matches(r"[A-Za-z0-9_.:/-]{1,100}", "a job label"), AfterValidator(_job)
     ] = "sba-api"
+    fallback_scrape_protocol: ScrapeProtocol | None = None
+    """How Prometheus 3 reads an API whose Content-Type it does not know; 2 refuses the key."""
     protect: bool = False
     grafana: Grafana = Grafana()
     workers: Workers = Workers()
@@ -487,6 +529,11 @@ class Settings(_Model):
     def tags(self) -> dict[str, str]:
         """On everything that can carry them."""
         return {"pulumi:project": NAMESPACE, "pulumi:stack": self.stack}
+
+    @property
+    def proxy_job(self) -> str:
+        """The Prometheus job of `/metrics/proxy`: `sba-proxy` beside `sba-api`."""
+        return f"{self.job.removesuffix('-api')}-proxy"
 
     @property
     def own_token(self) -> bool:
@@ -573,7 +620,7 @@ def _is_text(annotation: Any) -> bool:
     """Whether a field is plain text, not a number, a flag or a structure written as JSON."""
     if get_origin(annotation) in (Annotated, Union, UnionType):
         return _is_text(get_args(annotation)[0])
-    return annotation in (str, Server)
+    return annotation in (str, Server, ScrapeProtocol)
 
 
 _FIELDS: Final = {

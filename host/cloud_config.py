@@ -196,11 +196,14 @@ def _stored(text: bytes) -> bytes:
 
 def main() -> None:
     """Write the committed part anew where it is not what `of_server` says: `make generate`."""
+    # 4 % smaller than zlib's; not there where the program runs, and not needed there
+    from zopfli.gzip import compress
+
     COMMITTED.mkdir(exist_ok=True)
     for server in SERVERS:
         file, text = COMMITTED / f"{server}.gz", of_server(server).encode()
         if not file.exists() or gzip.decompress(file.read_bytes()) != text:
-            file.write_bytes(gzip.compress(text, mtime=0))
+            file.write_bytes(compress(text))
 
 
 if __name__ == "__main__":

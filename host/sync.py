@@ -1,15 +1,10 @@
 """Bring token, certificate and proxy configuration from Secrets Manager to the proxy.
 
-`Sync.run` is one run: fetch and validate both secrets, ask the API with the live and the offered
-token, adopt what is new, see that the server serves what is in use, write the metrics.
-`Sync.adopt`: write a generation, the server's own test, a trial (it serves on a loopback port and
-is asked as Prometheus asks), switch the link `current`, reload, check (the same questions to the
-real port), record. Whatever fails, the last good generation stays or comes back; the reason is
-said, a secret never. Where not all parts (token, certificate, configuration) are good, each is
-adopted alone.
+`Sync.run` has the steps of a run, `Sync.adopt` those of adopting what is new. Whatever fails, the
+last generation that was seen to serve stays or comes back; the reason is said, a secret never.
 
-$RUNTIME_DIRECTORY, empty after a boot: gen-*/ (generations), current (the one that the server
-reads), state.json (what is in use, what failed), proxy.prom (the server's /metrics/proxy), lock.
+$RUNTIME_DIRECTORY, empty after a boot, has generations (gen-*), the link `current` that the server
+reads, state.json, the server's own document (proxy.prom) and a lock.
 """
 
 from __future__ import annotations
@@ -30,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from http.client import HTTPConnection, HTTPException, parse_headers
+from http.client import HTTPConnection, HTTPException, HTTPResponse, parse_headers
 from pathlib import Path
 from subprocess import DEVNULL, Popen, run
 from tempfile import TemporaryDirectory
@@ -88,7 +83,7 @@ class Report:
             hidden = {i + j for i in found for j in range(size)}
             text = "".join("\0" if i in hidden else c for i, c in enumerate(text))
         text = " ".join(re.sub("\0+", "***", text).split())
-        return "".join(c if c.isprintable() else "?" for c in text)
+        return re.sub("[^ -~]+", "?", text)
 
     def say(self, line: str) -> None:
         print(self.masked(line), file=sys.stderr, flush=True)
@@ -112,10 +107,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Config:
-    """/etc/metrics-proxy/*.json: what follows from the server, and what from the settings.
-
-    Commands and lines have places like `{generation}`.
-    """
+    """/etc/metrics-proxy/*.json; commands and lines have places like `{generation}`."""
 
     region: str
     bundle_secret: str
@@ -129,7 +121,7 @@ class Config:
     generation_line: str
 
 
-# -- what the secrets hold; who writes them may be wrong ------------------------------------------
+# -- what the secrets hold; who writes them may be wrong
 
 
 @dataclass(frozen=True)
@@ -242,7 +234,7 @@ def bearer(text: str, key: str | None) -> str:
     return text
 
 
-# -- what is in use --------------------------------------------------------------------------------
+# -- what is in use
 
 
 @dataclass(frozen=True)
@@ -289,16 +281,11 @@ class Generation:
 class State:
     """state.json: what outlives a run."""
 
-    generation: str = ""
-    """Seen to serve: the one to go back to."""
-    versions: dict[str, str] = field(default_factory=dict)
-    """By part."""
-    success: dict[str, float] = field(default_factory=dict)
-    """By secret: when it was last seen to be in use."""
-    place: dict[str, str] = field(default_factory=dict)
-    """Of the token, as the bundle says: `secret`, and `key` where that is JSON."""
-    failures: dict[str, tuple[str, str, float]] = field(default_factory=dict)
-    """By digest of what failed: reason, words, when."""
+    generation: str = ""  # seen to serve, to go back to
+    versions: dict[str, str] = field(default_factory=dict)  # by part
+    success: dict[str, float] = field(default_factory=dict)  # by secret: when it was in use
+    place: dict[str, str] = field(default_factory=dict)  # of the token: `secret` and `key`
+    failures: dict[str, tuple[str, str, float]] = field(default_factory=dict)  # by digest
 
     @classmethod
     def read(cls, file: Path) -> State:
@@ -359,7 +346,7 @@ class Store:
         self.replace("current", lambda new: new.symlink_to(generation.name))
 
 
-# -- questions -------------------------------------------------------------------------------------
+# -- questions
 
 
 @dataclass(frozen=True)
@@ -436,29 +423,33 @@ def served(port: int, generation: Generation, path: str = OWN_PATH) -> int:
     """The status of a document of a server on this machine, if that serves the generation.
 
     Who it is and the document are asked over one connection, and so of one worker. Raises OSError
-    or HTTPException. Of the API's documents only the head counts, as where the API itself is asked.
+    or HTTPException; ConnectionRefusedError where it may not be there yet: it starts, or reloads,
+    when for a moment both generations answer. Of the API's documents only the head counts, as
+    where the API itself is asked.
     """
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # compared instead
     server = HTTPConnection("127.0.0.1", port)
+
+    def ask(this: str) -> HTTPResponse:
+        last = {"Connection": "close"} if this == path else {}  # or nginx tells the console
+        server.request("GET", this, headers={"Accept": ACCEPT, **last})
+        return server.getresponse()
+
     with (
         closing(socket.create_connection(("127.0.0.1", port), SERVE_SECONDS)) as plain,
         context.wrap_socket(plain) as server.sock,
     ):
         if server.sock.getpeercert(binary_form=True) != generation.shown:
-            raise OSError(0, "another certificate")
-        server.request("GET", OWN_PATH, headers={"Accept": ACCEPT})
-        own = server.getresponse()
+            raise ConnectionRefusedError(0, "another certificate")
+        own = ask(OWN_PATH)
         own.read()
         if own.status != 200:
             raise OSError(0, f"{OWN_PATH} answers {own.status}")
         if own.headers["Metrics-Proxy-Generation"] != generation.name:
-            raise OSError(0, "another generation")
-        if path == OWN_PATH:
-            return own.status
-        server.request("GET", path, headers={"Accept": ACCEPT})
-        return server.getresponse().status
+            raise ConnectionRefusedError(0, "another generation")
+        return own.status if path == OWN_PATH else ask(path).status
 
 
 def lack(port: int, generation: Generation) -> str:
@@ -470,7 +461,7 @@ def lack(port: int, generation: Generation) -> str:
     return ""
 
 
-# -- one run ---------------------------------------------------------------------------------------
+# -- one run
 
 
 class Sync:
@@ -710,13 +701,14 @@ class Sync:
         deadline = time.monotonic() + SERVE_SECONDS
 
         def ask(path: str) -> str:
+            soon = time.monotonic() + 1
             while True:
                 try:
                     status = served(port, generation, path)
                     return "" if status // 100 == 2 else f"answers {status}"
                 except (OSError, HTTPException) as error:
-                    # it starts; or it reloads, when for a moment both generations answer
-                    if not alive() or time.monotonic() > deadline:
+                    yet = isinstance(error, ConnectionRefusedError)
+                    if not alive() or time.monotonic() > (deadline if yet else soon):
                         return words(error)
                 time.sleep(0.05)
 

@@ -35,8 +35,14 @@ def scrape_config(settings: Settings, address: str) -> str:
         }
         for endpoint in settings.endpoints
     ]
+    fallback = settings.fallback_scrape_protocol
     jobs = [
-        _job(settings.job, settings.server_name, static_configs=endpoints),
+        _job(
+            settings.job,
+            settings.server_name,
+            **({"fallback_scrape_protocol": fallback} if fallback else {}),
+            static_configs=endpoints,
+        ),
         _job(
             PROXY_JOB,
             settings.server_name,

@@ -334,11 +334,16 @@ CHANGES: dict[str, dict[str, Any]] = {
     "syncInterval": {"syncInterval": 30},
     "searchDomain": {"searchDomain": "example.com"},
     "job": {"job": "api"},
+    "fallbackScrapeProtocol": {"fallbackScrapeProtocol": "PrometheusText0.0.4"},
     "protect": {"protect": True},
     "grafana.enabled": {"grafana": {"enabled": False}},
     "grafana.folderTitle": {"grafana": {"folderTitle": "Other"}},
+    "grafana.folderUid": {"grafana": {"folderUid": "theirs"}},
+    "grafana.adoptFolder": {"grafana": {"adoptFolder": True}},
+    "grafana.overwriteDashboard": {"grafana": {"overwriteDashboard": True}},
     "grafana.datasourceUid": {"grafana": {"datasourceUid": "other"}},
     "grafana.runbookUrl": {"grafana": {"runbookUrl": "https://wiki.example.com"}},
+    "grafana.alertDatasourceUid": {"grafana": {"alertDatasourceUid": "other"}},
     "grafana.dashboardUid": {"grafana": {"dashboardUid": "other"}},
     "workers.errorRate": {"workers": {"errorRate": 0.5}},
     "workers.queueDepth.warning": {"workers": {"queueDepth": {"warning": 1}}},
@@ -435,10 +440,36 @@ def test_the_certificate_names_server_and_address(deploy: Deploy) -> None:
     assert request["ipAddresses"] == ["10.20.0.10"]
 
 
+DASHBOARD = "grafana:oss/dashboard:Dashboard"
+FOLDER = "grafana:oss/folder:Folder"
+
+
 def test_grafana_can_be_left_out(deploy: Deploy) -> None:
     cloud = deploy(grafana={"enabled": False, "dashboard": "missing.json"})
     assert not [r for r in cloud.resources if r.typ.startswith("grafana:")]
     assert "dashboardUrl" not in cloud.outputs
+
+
+def test_aws_waits_for_grafana_to_take_the_dashboard(deploy: Deploy) -> None:
+    cloud = deploy()
+    [dashboard] = [r for r in cloud.requests.values() if r.type == DASHBOARD]
+    for request in cloud.requests.values():
+        waits = any(urn.endswith(f"::{dashboard.name}") for urn in request.dependencies)
+        assert waits == request.type.startswith("aws:"), request.name
+
+
+def test_the_folder_is_the_stacks_or_somebody_elses(deploy: Deploy) -> None:
+    cloud = deploy(stack="dev.eu")
+    assert cloud.only(FOLDER) == {"uid": "sba-dev-eu", "title": "SBA"}
+    assert cloud.only(DASHBOARD)["folder"] == "sba-dev-eu"
+    assert cloud.only(DASHBOARD)["overwrite"] is False
+    assert cloud.requests["monitoring-folder"].importId == ""
+    cloud = deploy(grafana={"folderUid": "theirs", "overwriteDashboard": True})
+    assert cloud.all(FOLDER) == []
+    assert cloud.only(DASHBOARD)["folder"] == "theirs"
+    assert cloud.only(DASHBOARD)["overwrite"] is True
+    adopting = deploy(grafana={"adoptFolder": True}).requests["monitoring-folder"]
+    assert adopting.importId == "sba-dev"
 
 
 def test_the_outputs(deploy: Deploy) -> None:

@@ -116,6 +116,7 @@ def endpoint(**changes: object) -> dict[str, object]:
         ({"instanceType": "micro"}, "instanceType", "an EC2 instance type"),
         ({"syncInterval": 0}, "syncInterval", "greater than or equal to 1"),
         ({"job": "sba-proxy"}, "job", "the proxy's own metrics"),
+        ({"fallbackScrapeProtocol": "text"}, "fallbackScrapeProtocol", "'PrometheusText0.0.4'"),
         ({"protect": "yes"}, "protect", "valid boolean"),
         ({"kmsKeyArn": SECRET}, "kmsKeyArn", "the ARN of a KMS key"),
     ],
@@ -142,6 +143,17 @@ def test_a_name_has_a_longest(key: str, longest: str) -> None:
         ("grafana", {"contactPoint": "ops"}, "contactPoint", '"ops"', "is not supported yet"),
         ("grafana", {"runbookUrl": "wiki"}, "runbookUrl", '"wiki"', "an http(s) URL"),
         ("grafana", {"dashboardUid": "a b"}, "dashboardUid", '"a b"', "a Grafana uid"),
+        ("grafana", {"dashboardUid": 41 * "u"}, "dashboardUid", f'"{41 * "u"}"', "a Grafana uid"),
+        ("grafana", {"folderUid": "a.b"}, "folderUid", '"a.b"', "a Grafana uid"),
+        (
+            "grafana",
+            {"alertDatasourceUid": "${a}"},
+            "alertDatasourceUid",
+            '"${a}"',
+            "a Grafana uid",
+        ),
+        ("grafana", {"datasourceUid": "$a"}, "datasourceUid", '"$a"', "a variable such as ${name}"),
+        ("grafana", {"overwriteDashboard": "yes"}, "overwriteDashboard", '"yes"', "valid boolean"),
         ("workers", {"errorRate": 1.5}, "errorRate", "1.5", "less than or equal to 1"),
         ("workers", {"errorRate": -0.1}, "errorRate", "-0.1", "greater than or equal to 0"),
         ("workers", {"errorRate": "-0.1"}, "errorRate", "-0.1", "greater than or equal to 0"),
@@ -502,11 +514,16 @@ EXAMPLE: dict[str, Any] = {
     "syncInterval": 30,
     "searchDomain": "example.com",
     "job": "api",
+    "fallbackScrapeProtocol": "PrometheusText0.0.4",
     "protect": True,
     "grafana": {
         "enabled": False,
         "folderTitle": "SBA dev",
+        "folderUid": None,
+        "adoptFolder": True,
+        "overwriteDashboard": True,
         "datasourceUid": "prom",
+        "alertDatasourceUid": "prom-alerts",
         "contactPoint": None,
         "runbookUrl": "https://wiki.example.com",
         "dashboard": "dashboard.json",
@@ -759,9 +776,32 @@ def test_every_problem_has_a_line_of_its_own() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("grafana", "problem"),
+    [
+        ({"folderUid": "theirs", "folderTitle": "SBA"}, "folderUid names somebody else's folder"),
+        ({"folderUid": "theirs", "adoptFolder": True}, "folderUid names somebody else's folder"),
+        ({"datasourceUid": "${source}"}, "${source} is a variable, which alerts do not know"),
+    ],
+)
+def test_settings_of_grafana_that_contradict_each_other_are_refused(
+    grafana: dict[str, object], problem: str
+) -> None:
+    assert problem in refusal(grafana=grafana)
+
+
+def test_alerts_ask_the_panels_data_source_unless_told_otherwise() -> None:
+    assert parse().grafana.alert_datasource == "prometheus"
+    assert parse(grafana={"datasourceUid": "mimir"}).grafana.alert_datasource == "mimir"
+    both = {"datasourceUid": "${source}", "alertDatasourceUid": "mimir"}
+    assert parse(grafana=both).grafana.alert_datasource == "mimir"
+
+
 def test_an_optional_text_inside_a_section_may_be_null() -> None:
     empty = parse(
-        grafana={"contactPoint": None, "runbookUrl": None, "dashboardUid": None},
+        grafana=dict.fromkeys(
+            ("contactPoint", "runbookUrl", "dashboardUid", "folderUid", "alertDatasourceUid")
+        ),
         **endpoint(ca=None),
     )
     assert empty == parse(**endpoint())
@@ -788,6 +828,7 @@ def test_what_a_stack_file_leaves_out_has_the_documented_default() -> None:
     assert settings.workers.queue_depth == Limits(warning=100, critical=500)
     assert settings.workers.queues == {}
     optional = ["ami_id", "private_ip", "kms_key_arn", "search_domain", "admin_token_secret_arn"]
+    optional += ["fallback_scrape_protocol"]
     assert [getattr(settings, name) for name in optional] == [None] * len(optional)
 
 
@@ -997,10 +1038,15 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]
 def test_the_readme_has_every_setting_with_its_default() -> None:
     rows = {key: row.default for key, row in settings_table().items()}
     expected = {
-        key: str("" if default in (None, {}) else default) for key, default in leaves(Settings)
+        key: ""
+        if default in (None, {})
+        else str(default).lower()
+        if isinstance(default, bool)
+        else str(default)
+        for key, default in leaves(Settings)
     }
     del expected["stack"]
-    expected |= {"endpoints": "the two above", "grafana.enabled": "true", "protect": "false"}
+    expected |= {"endpoints": "the two above", "grafana.alertDatasourceUid": "that of the panels"}
     for one, other in (("apiCidrs", "apiSecurityGroupId"), ("adminToken", "adminTokenSecretArn")):
         expected |= {one: f"or {other}", other: f"or {one}"}
     assert rows == expected

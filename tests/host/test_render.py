@@ -226,15 +226,18 @@ def test_a_request_line_that_is_none_to_the_letter_has_no_route(
 @pytest.mark.parametrize(
     ("server", "expected"),
     [
-        ("nginx", ["allow 10.1.0.0/16;", "allow 10.2.0.7/32;", "deny all;"]),
-        ("apache", ["Require ip 10.1.0.0/16", "Require ip 10.2.0.7/32"]),
+        ("nginx", ["allow {};", "deny all;"]),
+        ("apache", ["Require ip {}"]),
     ],
 )
-def test_only_the_named_networks_are_let_in(make: Make, server: str, expected: list[str]) -> None:
+def test_only_the_named_networks_and_the_machine_itself_are_let_in(
+    make: Make, server: str, expected: list[str]
+) -> None:
     settings = make(server=server, prometheusCidrs=["10.1.0.0/16", "10.2.0.7/32"])
     lines = proxy.render(settings).splitlines()
     rules = [line.strip() for line in lines if re.match(r"\s*(allow|deny|Require)\b", line)]
-    assert rules == expected
+    networks = ["10.1.0.0/16", "10.2.0.7/32", "127.0.0.1/32"]
+    assert rules == [*(expected[0].format(network) for network in networks), *expected[1:]]
 
 
 @pytest.mark.parametrize(

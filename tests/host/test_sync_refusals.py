@@ -240,7 +240,7 @@ def test_an_api_that_does_not_answer_refuses_no_token(synced: Machine, kind: str
             thread.start()
         upstream = f"http://127.0.0.1:{port}/metrics"
         if kind == "without TLS":
-            upstream = synced.bundle["endpoints"][0]["upstream"].replace("http:", "https:")
+            upstream = f"https://localhost:{synced.api.server_port}/metrics"
         elif kind == "without a name":
             upstream = "http://absent.invalid/metrics"
         synced.put_endpoints({"name": "api", "path": "/m", "upstream": upstream})
@@ -281,14 +281,14 @@ def test_a_full_run_folder_is_left_as_it_is_and_heals(machine: Machine) -> None:
             lines.append(line)
         return "".join(lines)
 
-    sync = f'cd {machine.root}; {" ".join(machine.sync_command)}; cd "$RUNTIME_DIRECTORY"'
+    sync = f'cd {machine.root}; {" ".join(machine.sync_command)} 2>&1; cd "$RUNTIME_DIRECTORY"'
     try:
         run('mount -t tmpfs -o size=256k sync "$RUNTIME_DIRECTORY"')
         assert "first-token" in run(f"{sync}; cat current/token.conf")
         offer(machine)
         machine.put(configuration=machine.bundle["configuration"] + 4_000 * "#\n")
         run("head -c 1M /dev/zero > full 2> /dev/null")
-        found = run(f"{sync} 2>&1; cat current/token.conf; ls | grep -c gen-")
+        found = run(f"{sync}; cat current/token.conf; ls | grep -c gen-")
         assert "No space left on device" in found
         assert "first-token" in found
         assert "\n1\n" in found, "nothing of the attempt is left"

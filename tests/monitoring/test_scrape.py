@@ -126,10 +126,11 @@ class Proxy(BaseHTTPRequestHandler):
     """Answers as a proxy whose workers endpoint is down."""
 
     def do_GET(self) -> None:
-        """Serve `/metrics` and `/metrics/proxy`; redirect `/moved` to it, refuse the rest."""
-        status = {"/metrics": 200, "/metrics/proxy": 200, "/moved": 302}.get(self.path, 502)
-        self.send_response(status)
-        self.send_header("Content-Type", "text/plain; version=0.0.4")
+        """Serve `/metrics` and `/metrics/proxy`, `/untyped` without a type; redirect `/moved`."""
+        served = dict.fromkeys(("/metrics", "/metrics/proxy", "/untyped"), 200)
+        self.send_response((served | {"/moved": 302}).get(self.path, 502))
+        if self.path != "/untyped":
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
         self.send_header("Location", "/metrics")
         self.end_headers()
         self.wfile.write(b"some_gauge 1\n")
@@ -147,9 +148,11 @@ def serving(certificate: Path) -> Iterator[int]:
         server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield server.server_address[1]
-        server.shutdown()
-        thread.join()
+        try:
+            yield server.server_address[1]
+        finally:  # or a failed test would never end
+            server.shutdown()
+            thread.join()
 
 
 def answer(url: str, query: str) -> list[dict[str, Any]]:
@@ -158,6 +161,41 @@ def answer(url: str, query: str) -> list[dict[str, Any]]:
     question = urllib.parse.urlencode({"query": query})
     with urllib.request.urlopen(f"http://{address}/api/v1/query?{question}", timeout=5) as got:
         return list(json.load(got)["data"]["result"])
+
+
+@pytest.mark.parametrize(("fallback", "up"), [(None, "0"), ("PrometheusText0.0.4", "1")])
+def test_an_api_without_a_content_type_is_read_with_a_fallback_only(
+    settings: MakeSettings,
+    promtool: str,
+    prometheus: Prometheus,
+    certificate: Path,
+    tmp_path: Path,
+    fallback: str | None,
+    up: str,
+) -> None:
+    with serving(certificate) as port:
+        chosen = settings(
+            serverName="proxy.test",
+            port=port,
+            endpoints=[endpoint("untyped", "/untyped")],
+            **({"fallbackScrapeProtocol": fallback} if fallback else {}),
+        )
+        text = scrape_config(chosen, "127.0.0.1")
+        jobs = yaml.safe_load(text)["scrape_configs"]
+        assert [job.get("fallback_scrape_protocol") for job in jobs] == [fallback, None]
+        config = write_config(tmp_path, text, certificate)
+        said = subprocess.run([promtool, "--version"], capture_output=True, text=True, check=True)
+        if "version 2." in said.stdout:
+            command = [promtool, "check", "config", str(config)]
+            assert bool(subprocess.run(command, check=False).returncode) == bool(fallback)
+            return
+        with prometheus(config) as url:
+            series: list[dict[str, Any]] = []
+            deadline = time.monotonic() + 30
+            while not series:
+                assert time.monotonic() < deadline, (tmp_path / "prometheus.log").read_text()
+                series = answer(url, 'up{endpoint="untyped"}')
+    assert [one["value"][1] for one in series] == [up]
 
 
 def test_prometheus_has_one_steady_series_per_endpoint(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -16,6 +18,7 @@ from pulumi import automation as auto
 from config.settings import NAMESPACE
 from sandbox import aws
 from sandbox.engine import STACK, Engine, ProgramError
+from sandbox.providers import grafana
 from sandbox.tools import find
 
 
@@ -131,8 +134,107 @@ def test_a_stack_lives_from_preview_to_destroy(
     assert {k: v for k, v in inventory(account).items() if v and k != "secrets"} == {}
 
 
-def test_what_changes_the_address(engine: Engine) -> None:
+def changed(engine: Engine) -> set[str]:
+    """The types of what a preview would change."""
+    lines: list[str] = []
+    engine.preview(lines.append, diff=True)
+    return set(re.findall(r"^ *[-+~][-+~ ]*(\w+:\S+): \(", "\n".join(lines), re.M))
+
+
+DASHBOARD = "grafana:oss/dashboard:Dashboard"
+ALERTS = "grafana:alerting/ruleGroup:RuleGroup"
+
+
+@pytest.fixture
+def destroyed(engine: Engine) -> Iterator[Engine]:
+    """The engine, whose stack is empty before and after; the settings for Grafana are gone too."""
+    yield engine
+    engine.destroy()
+    engine.configure({"grafana": None, "workers": None})
+    shutil.rmtree(engine.provisioning)
+    engine.provisioning.mkdir()
+
+
+def in_grafana(engine: Engine, monkeypatch: pytest.MonkeyPatch, uid: str, title: str) -> Path:
+    """A folder that somebody else made; where its dashboards are."""
+    monkeypatch.setenv("SANDBOX_GRAFANA_PROVISIONING", str(engine.provisioning))
+    grafana.Folder().create({"uid": uid, "title": title})
+    return engine.provisioning / "dashboards" / uid
+
+
+def test_a_limit_changes_the_dashboard_and_the_rules_alone(destroyed: Engine) -> None:
+    engine = destroyed
+    engine.up()
+    for workers in (
+        {"errorRate": 0.05},
+        {"queueDepth": {"warning": 7, "critical": 9}},
+        {"queues": {"email": {"warning": 7, "critical": 9}}},
+    ):
+        engine.configure({"workers": workers})
+        assert changed(engine) - {ALERTS} == {DASHBOARD}
+        assert set(engine.up()) == {"same", "update"}
+        assert set(engine.preview()) == {"same"}
+
+
+def test_a_dashboard_that_is_there_stops_everything_before_aws(
+    destroyed: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, account = destroyed, aws.Account.read(destroyed.backend.parent / "aws.json")
+    theirs = in_grafana(engine, monkeypatch, "theirs", "Theirs") / "sba.json"
+    theirs.write_text('{"title": "Theirs", "uid": "sba"}')
+    with pytest.raises(ProgramError, match="the uid 'sba' is taken"):
+        engine.up()
+    assert not any(inventory(account).values())
+    assert "Theirs" in theirs.read_text()
+
+    engine.configure({"grafana": {"overwriteDashboard": True}})
+    engine.up()
+    assert not theirs.exists()
+    [ours] = engine.provisioning.glob("dashboards/*/sba.json")
+    assert ours.parent.name == "sba-local"
+    assert set(engine.preview()) == {"same"}
+    # it is the stack's from now on
+    engine.configure({"grafana": None})
+    assert changed(engine) == {DASHBOARD}
+    engine.up()
+    assert set(engine.preview()) == {"same"}
+
+
+def test_a_folder_that_is_there_is_adopted_if_the_settings_say_so(
+    destroyed: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, account = destroyed, aws.Account.read(destroyed.backend.parent / "aws.json")
+    in_grafana(engine, monkeypatch, "sba-local", "SBA")
+    with pytest.raises(ProgramError, match="a folder with the uid 'sba-local' exists"):
+        engine.up()
+    assert not any(inventory(account).values())
+
+    engine.configure({"grafana": {"adoptFolder": True, "folderTitle": "Ours"}})
+    assert engine.up()["import"] == 1
+    assert grafana.folder_title("sba-local") == "Ours"
+    assert set(engine.preview()) == {"same"}
+    engine.configure({"grafana": {"folderTitle": "Ours"}})
+    assert set(engine.preview()) == {"same"}
+
+
+def test_a_folder_of_others_holds_the_dashboard_and_stays(
+    destroyed: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = destroyed
+    theirs = in_grafana(engine, monkeypatch, "theirs", "Theirs")
+    engine.configure({"grafana": {"folderUid": "theirs"}})
+    engine.up()
+    assert [path.name for path in theirs.iterdir()] == ["sba.json"]
+    assert [path.name for path in theirs.parent.glob("*.yaml")] == ["theirs.yaml"]
+    assert set(engine.preview()) == {"same"}
+    engine.destroy()
+    assert theirs.is_dir()
+    assert not list(theirs.iterdir())
+
+
+def test_what_changes_the_address(destroyed: Engine) -> None:
     """README's *new address*, and what a renamed stack does."""
+    engine = destroyed
     account = aws.Account.read(engine.backend.parent / "aws.json")
     ec2 = account.client("ec2")
     before = engine.config_file.read_text()
@@ -190,7 +292,8 @@ def test_what_changes_the_address(engine: Engine) -> None:
     assert {k: v for k, v in inventory(account).items() if v and k != "secrets"} == {}
 
 
-def test_the_machine_reads_what_customer_keys_encrypt(engine: Engine) -> None:
+def test_the_machine_reads_what_customer_keys_encrypt(destroyed: Engine) -> None:
+    engine = destroyed
     account = aws.Account.read(engine.backend.parent / "aws.json")
     client = account.client("secretsmanager")
     old, new, theirs = (f"arn:aws:kms:eu-central-1:123456789012:key/{n}" for n in ("1", "2", "3"))
@@ -241,6 +344,8 @@ def test_the_machine_reads_what_customer_keys_encrypt(engine: Engine) -> None:
     assert readable() == ["Access to KMS is not allowed", "read"]
     engine.destroy()
     engine.config_file.write_text(before)
+    for arn in (token, other):
+        client.delete_secret(SecretId=arn, ForceDeleteWithoutRecovery=True)
 
 
 @pytest.mark.parametrize(

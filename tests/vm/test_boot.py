@@ -52,8 +52,8 @@ def test_cloud_init_took_the_user_data_of_ec2(vm: Sandbox, machine: VirtualMachi
     answer = vm.account.client("ec2").describe_instance_attribute(
         InstanceId=instance, Attribute="userData"
     )
-    given = said(machine, "cat", f"/var/lib/cloud/instances/{instance}/user-data.txt")
-    assert given == base64.b64decode(answer["UserData"]["Value"]).decode()
+    given = said(machine, "base64", "-w0", f"/var/lib/cloud/instances/{instance}/user-data.txt")
+    assert given == answer["UserData"]["Value"]
 
 
 def test_systemd_is_content(machine: VirtualMachine) -> None:
@@ -154,11 +154,13 @@ def test_the_proxy_cannot_listen_elsewhere_nor_read_what_is_not_its_own(
     assert machine.inside("python3", "-c", listen, "9999", user="metrics-proxy").returncode == 0
     assert "PermissionError" in in_unit(machine, "python3", "-c", listen, "9999").stderr
     for file in ("/etc/shadow", "/run/metrics-proxy/state.json", "/run/metrics-proxy/lock"):
-        owner = said(machine, "stat", "-c", "%U:%G %a", file).split()
+        owner, mode = said(machine, "stat", "-c", "%U:%G %a", file).split()
         readable = machine.inside("cat", file, user="metrics-proxy").returncode == 0
-        # its group may read what the sync keeps, others may not, and nobody but the sync may write
-        assert readable == (owner[0] == "metrics-sync:metrics-proxy"), (file, owner)
-        assert owner[1].endswith("0"), (file, owner)
+        # its group may read what the sync keeps, but not hold its lock; others may not, and nobody
+        # but the sync may write
+        kept = owner == "metrics-sync:metrics-proxy" and not file.endswith("lock")
+        assert readable == kept, (file, owner, mode)
+        assert mode.endswith("0"), (file, mode)
         assert machine.inside("sh", "-c", f": >> {file}", user="metrics-proxy").returncode != 0
 
 
@@ -283,6 +285,15 @@ def test_a_killed_server_leaves_no_core(machine: VirtualMachine) -> None:
     pid = said(machine, "systemctl", "show", "-P", "MainPID", PROXY).strip()
     limits = said(machine, "cat", f"/proc/{pid}/limits")
     assert re.search(r"Max core file size +0 +0 ", limits)
+
+
+def test_a_worker_may_have_the_files_that_its_connections_take(machine: VirtualMachine) -> None:
+    pid = said(machine, "systemctl", "show", "-P", "MainPID", PROXY).strip()
+    [worker, *_] = said(machine, "cat", f"/proc/{pid}/task/{pid}/children").split()
+    limits = said(machine, "cat", f"/proc/{worker}/limits")
+    assert re.search(r"Max open files +8192 ", limits)
+    assert said(machine, "systemctl", "show", "-P", "TasksMax", PROXY) == "5000\n"
+    assert "setrlimit" not in machine.console
 
 
 def test_the_console_alone_tells_how_it_went(machine: VirtualMachine) -> None:
