@@ -100,7 +100,8 @@ def test_a_stack_lives_from_preview_to_destroy(
     assert engine.outputs()["instanceId"] == machine
 
     # the token is somebody else's from now on
-    theirs = account.client("secretsmanager").create_secret(Name="sba/token", SecretString="{}")
+    manager = account.client("secretsmanager")
+    theirs = manager.create_secret(Name="sba/token", SecretString="{}")
     engine.configure({"adminToken": None, "adminTokenSecretArn": f"{theirs['ARN']}:admin::"})
     changes = engine.up()
     assert (changes.get("delete"), changes.get("update"), changes.get("replace")) == (2, 1, 1)
@@ -131,7 +132,8 @@ def test_a_stack_lives_from_preview_to_destroy(
     engine.set_secret("adminToken", "engine-test-token")
     engine.destroy()
     assert [secret["ARN"] for secret in inventory(account).pop("secrets")] == [theirs["ARN"]]
-    assert {k: v for k, v in inventory(account).items() if v and k != "secrets"} == {}
+    manager.delete_secret(SecretId=theirs["ARN"], ForceDeleteWithoutRecovery=True)
+    assert not any(inventory(account).values())
 
 
 def changed(engine: Engine) -> set[str]:
