@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -292,6 +293,35 @@ def test_what_changes_the_address(destroyed: Engine) -> None:
     engine.destroy()
     engine.config_file.write_text(before)
     assert {k: v for k, v in inventory(account).items() if v and k != "secrets"} == {}
+
+
+def test_the_old_ca_verifies_what_a_renewed_one_signs(destroyed: Engine, tmp_path: Path) -> None:
+    """Its key and its name stay: README gives Prometheus until the end of the old one."""
+    engine, account = destroyed, aws.Account.read(destroyed.backend.parent / "aws.json")
+    engine.up()
+
+    def certificates() -> tuple[str, str]:
+        secret = engine.outputs()["bundleSecretArn"]
+        value = account.client("secretsmanager").get_secret_value(SecretId=secret)["SecretString"]
+        return str(engine.outputs()["caCertificate"]), str(json.loads(value)["certificate"])
+
+    old, first = certificates()
+    [urn] = [
+        one["urn"]
+        for one in engine.stack.export_stack().deployment["resources"]
+        if one["type"] == "tls:index/selfSignedCert:SelfSignedCert"
+    ]
+    engine.stack.up(replace=[urn], color="never")
+    engine.up()
+    new, leaf = certificates()
+    assert new != old
+    assert leaf != first
+    for name, text in (("old", old), ("new", new), ("leaf", leaf)):
+        (tmp_path / f"{name}.pem").write_text(text)
+    for ca in ("old", "new"):
+        command = ["openssl", "verify", "-x509_strict", "-CAfile", f"{ca}.pem", "leaf.pem"]
+        said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert said.returncode == 0, said.stderr
 
 
 def test_the_machine_reads_what_customer_keys_encrypt(destroyed: Engine) -> None:
