@@ -28,7 +28,8 @@ check: ## ruff and mypy
 dashboard: ## render the program's sections into ops/grafana/dashboard-sba.json, with default limits
 	@$(PYTHON) -m monitoring.dashboard ops/grafana/dashboard-sba.json
 
-generate: dashboard ## render what is committed in ops/: the dashboard, the proxy configurations
+generate: dashboard ## render what is committed in ops/: the dashboard, the alerts, the proxy configurations
+	@$(PYTHON) -m monitoring.alerts ops/prometheus/rules.yml
 	@$(PYTHON) -m host.proxy ops/proxy
 
 behaviour: ## write docs/behaviour.md, as the suite finds it

@@ -7,9 +7,9 @@ import pulumi
 import components as c
 from config import stack
 from host import cloud_config, proxy
+from monitoring import alerts, scrape
 from monitoring.classic import load_dashboard
 from monitoring.dashboard import deployable
-from monitoring.scrape import scrape_config
 
 with stack.refusals():
     settings, token = stack.load()
@@ -22,9 +22,8 @@ with stack.refusals():
     dashboard = deployable(load_dashboard(file), settings) if settings.grafana.enabled else None
 
 if dashboard is not None:
-    monitoring = c.Monitoring(
-        "monitoring", c.MonitoringArgs(settings=settings, dashboard=dashboard)
-    )
+    args = c.MonitoringArgs(settings=settings, dashboard=dashboard)
+    monitoring = c.Monitoring("monitoring", args)
     c.before_aws(monitoring.dashboard)
     pulumi.export("dashboardUrl", monitoring.dashboard_url)
 network = c.ProxyNetwork("network", c.ProxyNetworkArgs(settings=settings, vpc_id=place.vpc_id))
@@ -55,7 +54,12 @@ host = c.ProxyHost(
 pulumi.export("proxyUrl", pulumi.Output.concat("https://", network.private_ip, f":{settings.port}"))
 pulumi.export("privateIp", network.private_ip)
 pulumi.export("caCertificate", certificates.ca_certificate)
-pulumi.export("scrapeConfig", network.private_ip.apply(lambda ip: scrape_config(settings, ip)))
+forms = pulumi.Output.all(network.private_ip, certificates.ca_certificate).apply(
+    lambda target: scrape.forms(settings, *target)
+)
+for form in scrape.FORMS:
+    pulumi.export(form, forms[form])
+pulumi.export("prometheusRules", alerts.rules_file(settings, dashboard))
 pulumi.export("proxyConfiguration", bundle["configuration"])
 pulumi.export("userData", cloud_config.described(*told))
 pulumi.export("tokenSecretArn", secrets.token_secret_arn)

@@ -1,4 +1,4 @@
-"""What people look at: the Grafana folder and the dashboard."""
+"""What people look at, and what calls them: Grafana folder, dashboard and alerts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pulumi
 import pulumiverse_grafana as grafana
 
 from config.settings import Settings
+from monitoring import alerts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,18 @@ class Monitoring(pulumi.ComponentResource):
             overwrite=settings.overwrite_dashboard,
             opts=child,
         )
+        if settings.alerts:
+            grafana.alerting.RuleGroup(
+                f"{name}-alerts",
+                name=f"metrics-proxy-{args.settings.stack}",
+                folder_uid=folder_uid,
+                interval_seconds=alerts.INTERVAL,
+                rules=[
+                    grafana.alerting.RuleGroupRuleArgs(**rule)
+                    for rule in alerts.grafana(args.settings, args.dashboard)
+                ],
+                opts=child,
+            )
         self.dashboard_url = self.dashboard.url
         self.register_outputs({"dashboard_url": self.dashboard_url})
 

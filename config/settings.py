@@ -32,9 +32,6 @@ NAMESPACE: Final = "metrics-proxy"
 PROXY_PATH: Final = "/metrics/proxy"
 """The proxy's own document; no endpoint may claim it."""
 
-PROXY_JOB: Final = "sba-proxy"
-"""The Prometheus job of `/metrics/proxy`."""
-
 HIDDEN: Final = "(hidden)"
 """What a message shows in place of a secret value."""
 
@@ -202,22 +199,10 @@ def _endpoint_path(value: str) -> str:
     return value
 
 
-def _job(value: str) -> str:
-    if value == PROXY_JOB:
-        raise ValueError("is the job of the proxy's own metrics")
-    return value
-
-
 def _window(days: int) -> int:
     if days not in (0, *range(7, 31)):
         raise ValueError("is neither 0 nor 7 to 30")
     return days
-
-
-def _not_yet(value: Any) -> Any:
-    if value is not None:
-        raise ValueError("is not supported yet")
-    return value
 
 
 def _not_empty(values: tuple[_T, ...]) -> tuple[_T, ...]:
@@ -277,6 +262,14 @@ _DNS_NAME = _matches(_HOSTNAME.pattern, "a DNS name in lower case")
 Server = Literal["nginx", "apache"]
 Number = BeforeValidator(_number)
 Count = Annotated[int, Field(ge=0), Number]
+Days = Annotated[int, Field(ge=1, le=90), Number]
+Duration = Annotated[
+    str,
+    _matches(
+        r"([2-9]|[1-9][0-9]{1,2})m|[1-9][0-9]{0,2}h",
+        "a duration of minutes or hours such as 10m or 24h, at least 2m",
+    ),
+]
 GrafanaUid = Annotated[str, _matches(r"[A-Za-z0-9_-]{1,40}", "a Grafana uid")]
 ScrapeProtocol = Literal[
     "PrometheusText0.0.4",
@@ -348,6 +341,37 @@ class Workers(_Model):
     queues: dict[Annotated[str, Field(min_length=1, max_length=200)], Limits] = {}
 
 
+class DepthHolds(_Model):
+    """How long a queue is over its limit before there is an alert."""
+
+    warning: Duration = "10m"
+    critical: Duration = "5m"
+
+
+class CertificateDays(_Model):
+    """Days before the certificate's end from which there is an alert."""
+
+    warning: Days = 60
+    critical: Days = 14
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.warning < self.critical:
+            raise ValueError(f"warning {self.warning} is below critical {self.critical}")
+        return self
+
+
+class Alerts(_Model):
+    """When alerts fire, beside the limits of `workers`: how long a cause has to last."""
+
+    queue_depth: DepthHolds = DepthHolds()
+    error_rate: Duration = "10m"
+    stalled: Duration = "10m"
+    proxy_down: Duration = "5m"
+    reboot: Duration = "24h"
+    certificate_days: CertificateDays = CertificateDays()
+
+
 class Grafana(_Model):
     """Where the dashboard goes and what it is made of."""
 
@@ -366,7 +390,10 @@ class Grafana(_Model):
     """Of the panels; a variable is one of the dashboard's."""
     alert_datasource_uid: GrafanaUid | None = None
     """Of the alerts, which know no variables; `datasource_uid` where it is not set."""
-    contact_point: Annotated[str | None, AfterValidator(_not_yet)] = None
+    alerts: bool = True
+    contact_point: Annotated[str | None, Field(min_length=1, max_length=190)] = None
+    """Who is told. Grafana itself routes where there is none; a route per rule needs Grafana 11, or
+    10.4 with a feature flag."""
     runbook_url: Annotated[str | None, _matches(r"https?://[^\s\"'<>]+", "an http(s) URL")] = None
     dashboard: Annotated[str, Field(min_length=1)] = "ops/grafana/dashboard-sba.json"
     dashboard_uid: GrafanaUid | None = None
@@ -379,7 +406,7 @@ class Grafana(_Model):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         given = self.model_fields_set
-        if self.alert_datasource.startswith("$"):
+        if self.alerts and self.alert_datasource.startswith("$"):
             raise ValueError(
                 f"datasourceUid {self.datasource_uid} is a variable, which alerts do not know; set "
                 "alertDatasourceUid too"
@@ -426,7 +453,8 @@ class Settings(_Model):
     server: Server = "nginx"
     # the certificate's common name, too, and that has at most 64 characters (RFC 5280)
     server_name: Annotated[str, Field(max_length=64), _DNS_NAME] = "prometheus-api.local"
-    port: Annotated[int, Field(ge=1024, le=65535), Number] = 9446
+    port: Annotated[int, Field(ge=1024, le=60_999), Number] = 9446
+    """Above are the ports on which the sync tries what it is to adopt."""
     instance_type: Annotated[
         str, _matches(r"[a-z][a-z0-9-]*\.[a-z0-9-]+", "an EC2 instance type")
     ] = "t4g.micro"
@@ -451,14 +479,13 @@ class Settings(_Model):
     ] = None
     sync_interval: Annotated[int, Field(ge=1, le=3600), Number] = 60
     search_domain: Annotated[str | None, _DNS_NAME] = None
-    job: Annotated[
-        str, _matches(r"[A-Za-z0-9_.:/-]{1,100}", "a job label"), AfterValidator(_job)
-    ] = "sba-api"
+    job: Annotated[str, _matches(r"[A-Za-z0-9_.:/-]{1,100}", "a job label")] = "sba-api"
     fallback_scrape_protocol: ScrapeProtocol | None = None
     """How Prometheus 3 reads an API whose Content-Type it does not know; 2 refuses the key."""
     protect: bool = False
     grafana: Grafana = Grafana()
     workers: Workers = Workers()
+    alerts: Alerts = Alerts()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -534,6 +561,12 @@ class Settings(_Model):
     def proxy_job(self) -> str:
         """The Prometheus job of `/metrics/proxy`: `sba-proxy` beside `sba-api`."""
         return f"{self.job.removesuffix('-api')}-proxy"
+
+    @property
+    def sync_late(self) -> int:
+        """Seconds since the last sync from which none runs: three of its intervals, and the time
+        until Prometheus has scraped and evaluated the last one."""
+        return 3 * self.sync_interval + 300
 
     @property
     def own_token(self) -> bool:

@@ -21,9 +21,6 @@ _STATUS: Final = p.mappings(
     (500, 599, _RED),
 )
 
-CERTIFICATE_DAYS: Final = (14, 60)
-"""Days before the certificate's end from which it is red and yellow."""
-
 
 def section(settings: Settings, y: int) -> list[Json]:
     """Return the row and its panels: the machines' state on top, its history and reasons below."""
@@ -31,7 +28,7 @@ def section(settings: Settings, y: int) -> list[Json]:
     def said(metric: str) -> str:
         return selector(f"metrics_proxy_{metric}", job=settings.proxy_job)
 
-    interval = settings.sync_interval
+    interval, days = settings.sync_interval, settings.alerts.certificate_days
     end = said("certificate_not_after_timestamp_seconds")
     age = f"(time() - {said('secret_last_success_timestamp_seconds')})"
     return [
@@ -49,7 +46,7 @@ def section(settings: Settings, y: int) -> list[Json]:
                 decimals=0,
                 color=p.BY_LEVEL,
                 thresholds=p.thresholds(
-                    _GREEN, ("yellow", 3 * interval), (_RED, 3 * interval + 300)
+                    _GREEN, ("yellow", 3 * interval), (_RED, settings.sync_late)
                 ),
             )
         ),
@@ -79,9 +76,7 @@ def section(settings: Settings, y: int) -> list[Json]:
                 unit="suffix: days",
                 decimals=0,
                 color=p.BY_LEVEL,
-                thresholds=p.thresholds(
-                    _RED, *zip(("yellow", _GREEN), CERTIFICATE_DAYS, strict=True)
-                ),
+                thresholds=p.thresholds(_RED, ("yellow", days.critical), (_GREEN, days.warning)),
             )
         ),
         p.stat(

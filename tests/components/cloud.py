@@ -26,6 +26,7 @@ COMPUTED: dict[str, dict[str, Any]] = {
     "aws:secretsmanager/secretVersion:SecretVersion": {},
     "aws:vpc/securityGroupEgressRule:SecurityGroupEgressRule": {},
     "aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule": {},
+    "grafana:alerting/ruleGroup:RuleGroup": {},
     "grafana:oss/dashboard:Dashboard": {"url": "https://grafana.example.com/d/sba"},
     "grafana:oss/folder:Folder": {},
     "tls:index/certRequest:CertRequest": {"certRequestPem": "REQUEST"},

@@ -26,6 +26,7 @@ KEY = "arn:aws:kms:eu-central-1:123456789012:key/abc"
 SECRET = "aws:secretsmanager/secret:Secret"
 VERSION = "aws:secretsmanager/secretVersion:SecretVersion"
 POLICY = "aws:iam/rolePolicy:RolePolicy"
+RULES = "grafana:alerting/ruleGroup:RuleGroup"
 ARN = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:sba/token-a1b2c3"
 
 
@@ -342,6 +343,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "grafana.adoptFolder": {"grafana": {"adoptFolder": True}},
     "grafana.overwriteDashboard": {"grafana": {"overwriteDashboard": True}},
     "grafana.datasourceUid": {"grafana": {"datasourceUid": "other"}},
+    "grafana.alerts": {"grafana": {"alerts": False}},
+    "grafana.contactPoint": {"grafana": {"contactPoint": "on call"}},
     "grafana.runbookUrl": {"grafana": {"runbookUrl": "https://wiki.example.com"}},
     "grafana.alertDatasourceUid": {"grafana": {"alertDatasourceUid": "other"}},
     "grafana.dashboardUid": {"grafana": {"dashboardUid": "other"}},
@@ -349,6 +352,14 @@ CHANGES: dict[str, dict[str, Any]] = {
     "workers.queueDepth.warning": {"workers": {"queueDepth": {"warning": 1}}},
     "workers.queueDepth.critical": {"workers": {"queueDepth": {"critical": 1000}}},
     "workers.queues": {"workers": {"queues": {"email": {"warning": 1}}}},
+    "alerts.queueDepth.warning": {"alerts": {"queueDepth": {"warning": "2m"}}},
+    "alerts.queueDepth.critical": {"alerts": {"queueDepth": {"critical": "2m"}}},
+    "alerts.errorRate": {"alerts": {"errorRate": "2m"}},
+    "alerts.stalled": {"alerts": {"stalled": "2m"}},
+    "alerts.proxyDown": {"alerts": {"proxyDown": "2m"}},
+    "alerts.reboot": {"alerts": {"reboot": "2h"}},
+    "alerts.certificateDays.warning": {"alerts": {"certificateDays": {"warning": 50}}},
+    "alerts.certificateDays.critical": {"alerts": {"certificateDays": {"critical": 7}}},
 }
 
 
@@ -475,9 +486,14 @@ def test_the_folder_is_the_stacks_or_somebody_elses(deploy: Deploy) -> None:
 def test_the_outputs(deploy: Deploy) -> None:
     cloud = deploy(port=9447, job="api")
     jobs = yaml.safe_load(cloud.outputs["scrapeConfig"])["scrape_configs"]
-    assert [job["job_name"] for job in jobs] == ["api", "sba-proxy"]
+    assert [job["job_name"] for job in jobs] == ["api", "api-proxy"]
     targets = [t for job in jobs for c in job["static_configs"] for t in c["targets"]]
     assert set(targets) == {"10.20.0.10:9447"}
+    assert {job["tls_config"]["ca"] for job in jobs} == {"CA"}
+    assert yaml.safe_load(cloud.outputs["scrapeConfigList"]) == jobs
+    objects = list(yaml.safe_load_all(cloud.outputs["scrapeConfigObjects"]))
+    assert [it["kind"] for it in objects] == ["ConfigMap", "ScrapeConfig", "ScrapeConfig"]
+    texts = ("scrapeConfig", "scrapeConfigList", "scrapeConfigObjects", "prometheusRules")
     text = user_data(cloud)
     committed = yaml.safe_load(cloud.outputs["userData"])[0]
     assert committed.keys() == {"path", "sha256"}
@@ -487,7 +503,7 @@ def test_the_outputs(deploy: Deploy) -> None:
         "proxyUrl": "https://10.20.0.10:9447",
         "privateIp": "10.20.0.10",
         "caCertificate": "CA",
-        "scrapeConfig": cloud.outputs["scrapeConfig"],
+        **{name: cloud.outputs[name] for name in texts},
         "userData": cloud.outputs["userData"],
         "proxyConfiguration": bundle(cloud)["configuration"],
         "tokenSecretArn": "arn:secrets-token",
@@ -498,6 +514,40 @@ def test_the_outputs(deploy: Deploy) -> None:
         "dashboardUrl": "https://grafana.example.com/d/sba",
     }
     assert not holds(json.dumps(cloud.outputs).encode(), TOKEN)
+
+
+def test_the_alerts_are_grafanas_and_an_output(deploy: Deploy) -> None:
+    limits = {"queues": {"mail": {"warning": 7, "critical": 9}}}
+    cloud = deploy(workers=limits, grafana={"contactPoint": "on call"})
+    group = cloud.only(RULES)
+    assert (group["name"], group["folderUid"]) == ("metrics-proxy-dev", "sba-dev")
+    assert group["intervalSeconds"] == 60
+    written = yaml.safe_load(cloud.outputs["prometheusRules"])["groups"][0]["rules"]
+    assert len(written) == len(group["rules"]) > 10
+    for ours, theirs in zip(written, group["rules"], strict=True):
+        query = json.loads(theirs["datas"][0]["model"])
+        assert (ours["alert"], ours["expr"]) == (theirs["name"], query["expr"])
+        assert theirs["notificationSettings"] == {"contactPoint": "on call"}
+    assert "> 7" in written[0]["expr"]
+
+
+def test_in_a_shared_folder_the_alerts_name_their_stack(deploy: Deploy) -> None:
+    group = deploy(grafana={"folderUid": "theirs"}).only(RULES)
+    assert (group["name"], group["folderUid"]) == ("metrics-proxy-dev", "theirs")
+    assert all(rule["name"].endswith(" (dev)") for rule in group["rules"])
+
+
+def test_alerts_know_no_variable_and_have_a_data_source_of_their_own(deploy: Deploy) -> None:
+    grafana = {"datasourceUid": "mimir", "alertDatasourceUid": "prometheus-2"}
+    for rule in deploy(grafana=grafana).only(RULES)["rules"]:
+        assert rule["datas"][0]["datasourceUid"] == "prometheus-2"
+
+
+def test_alerts_can_be_left_to_prometheus(deploy: Deploy) -> None:
+    cloud = deploy(grafana={"alerts": False})
+    assert cloud.all(RULES) == []
+    assert "SbaProxyDown" in cloud.outputs["prometheusRules"]
+    assert "SbaProxyDown" in deploy(grafana={"enabled": False}).outputs["prometheusRules"]
 
 
 @pytest.mark.parametrize("token", ['a"b', "a b", "a\r\nb", "x" * 3901])

@@ -23,6 +23,9 @@ from config import stack
 from config.settings import (
     TOKEN_MAX,
     URL_MAX,
+    Alerts,
+    CertificateDays,
+    DepthHolds,
     Endpoint,
     Grafana,
     Limits,
@@ -103,7 +106,7 @@ def endpoint(**changes: object) -> dict[str, object]:
         ({"adminTokenKmsKeyArn": "alias/x"}, "adminTokenKmsKeyArn", "is not the ARN of a KMS key"),
         ({"previousKmsKeyArn": "alias/x"}, "previousKmsKeyArn", "is not the ARN of a KMS key"),
         ({"port": 1023}, "port", "greater than or equal to 1024"),
-        ({"port": 65536}, "port", "less than or equal to 65535"),
+        ({"port": 61_000}, "port", "less than or equal to 60999"),
         ({"port": "http"}, "port", "valid integer"),
         ({"port": True}, "port", "valid integer"),
         ({"server": "caddy"}, "server", "'nginx' or 'apache'"),
@@ -115,7 +118,6 @@ def endpoint(**changes: object) -> dict[str, object]:
         ({"privateIp": "10.0.0.256"}, "privateIp", "an IPv4 address"),
         ({"instanceType": "micro"}, "instanceType", "an EC2 instance type"),
         ({"syncInterval": 0}, "syncInterval", "greater than or equal to 1"),
-        ({"job": "sba-proxy"}, "job", "the proxy's own metrics"),
         ({"fallbackScrapeProtocol": "text"}, "fallbackScrapeProtocol", "'PrometheusText0.0.4'"),
         ({"protect": "yes"}, "protect", "valid boolean"),
         ({"kmsKeyArn": SECRET}, "kmsKeyArn", "the ARN of a KMS key"),
@@ -140,7 +142,11 @@ def test_a_name_has_a_longest(key: str, longest: str) -> None:
 @pytest.mark.parametrize(
     ("section", "value", "key", "shown", "problem"),
     [
-        ("grafana", {"contactPoint": "ops"}, "contactPoint", '"ops"', "is not supported yet"),
+        ("grafana", {"contactPoint": ""}, "contactPoint", '""', "at least 1 character"),
+        ("alerts", {"stalled": "10"}, "stalled", '"10"', "such as 10m or 24h"),
+        ("alerts", {"stalled": "1m"}, "stalled", '"1m"', "at least 2m"),
+        ("alerts", {"proxyDown": "90s"}, "proxyDown", '"90s"', "such as 10m or 24h"),
+        ("alerts", {"reboot": 24}, "reboot", "24", "should be text"),
         ("grafana", {"runbookUrl": "wiki"}, "runbookUrl", '"wiki"', "an http(s) URL"),
         ("grafana", {"dashboardUid": "a b"}, "dashboardUid", '"a b"', "a Grafana uid"),
         ("grafana", {"dashboardUid": 41 * "u"}, "dashboardUid", f'"{41 * "u"}"', "a Grafana uid"),
@@ -191,6 +197,11 @@ def test_a_bad_nested_setting_is_refused_by_its_path(
 )
 def test_limits_out_of_order_are_refused(value: object, problem: str) -> None:
     assert refusal(workers=value) == f"metrics-proxy:workers.{problem}"
+
+
+def test_days_out_of_order_are_refused() -> None:
+    line = refusal(alerts={"certificateDays": {"warning": 5, "critical": 6}})
+    assert line == "metrics-proxy:alerts.certificateDays: warning 5 is below critical 6"
 
 
 @pytest.mark.parametrize(
@@ -524,7 +535,8 @@ EXAMPLE: dict[str, Any] = {
         "overwriteDashboard": True,
         "datasourceUid": "prom",
         "alertDatasourceUid": "prom-alerts",
-        "contactPoint": None,
+        "alerts": False,
+        "contactPoint": "on call",
         "runbookUrl": "https://wiki.example.com",
         "dashboard": "dashboard.json",
         "dashboardUid": "sba",
@@ -533,6 +545,14 @@ EXAMPLE: dict[str, Any] = {
         "errorRate": 0.02,
         "queueDepth": {"warning": 10, "critical": 20},
         "queues": {"email": {"warning": 10, "critical": 20}},
+    },
+    "alerts": {
+        "queueDepth": {"warning": "20m", "critical": "2m"},
+        "errorRate": "1h",
+        "stalled": "5m",
+        "proxyDown": "2m",
+        "reboot": "48h",
+        "certificateDays": {"warning": 30, "critical": 7},
     },
 }
 """Every setting, but the two that others exclude."""
@@ -592,6 +612,9 @@ def test_the_example_has_every_setting() -> None:
         (Workers, EXAMPLE["workers"]),
         (Endpoint, EXAMPLE["endpoints"][1]),
         (Limits, EXAMPLE["workers"]["queueDepth"]),
+        (Alerts, EXAMPLE["alerts"]),
+        (DepthHolds, EXAMPLE["alerts"]["queueDepth"]),
+        (CertificateDays, EXAMPLE["alerts"]["certificateDays"]),
     ):
         assert {f.alias for f in model.model_fields.values()} == set(section)
 
@@ -818,12 +841,14 @@ def test_what_a_stack_file_leaves_out_has_the_documented_default() -> None:
     assert settings.port == 9446
     assert settings.instance_type == "t4g.micro"
     assert settings.sync_interval == 60
-    assert settings.job == "sba-api"
+    assert (settings.job, settings.proxy_job) == ("sba-api", "sba-proxy")
     assert settings.protect is False
     assert settings.grafana.enabled is True
     assert settings.grafana.folder_title == "SBA"
     assert settings.grafana.datasource_uid == "prometheus"
     assert settings.grafana.dashboard == "ops/grafana/dashboard-sba.json"
+    assert settings.grafana.alerts is True
+    assert settings.alerts.certificate_days == CertificateDays(warning=60, critical=14)
     assert settings.workers.error_rate == 0.01
     assert settings.workers.queue_depth == Limits(warning=100, critical=500)
     assert settings.workers.queues == {}
