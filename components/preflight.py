@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -197,7 +197,7 @@ def _check_image(ami: str, instance_type: str, runs: list[str]) -> None:
         raise ValueError(f"is {image.architecture}, and {instance_type} is {', '.join(runs)}")
 
 
-def _interfaces(**filters: str) -> list[str]:
+def _interfaces(**filters: str) -> Sequence[str]:
     return aws.ec2.get_network_interfaces(
         filters=[
             aws.ec2.GetNetworkInterfacesFilterArgs(name=name, values=[value])
@@ -206,7 +206,7 @@ def _interfaces(**filters: str) -> list[str]:
     ).ids
 
 
-def _own(settings: Settings) -> list[str]:
+def _own(settings: Settings) -> Sequence[str]:
     """The interfaces of this stack's earlier runs."""
     return _interfaces(**{f"tag:{key}": value for key, value in settings.tags.items()})
 

@@ -212,7 +212,7 @@ def _mend() -> None:
         """
         arn = determine_resource(self)
         secrets = secretsmanager_backends[self.current_account][self.region].secrets
-        key = secrets[arn].kms_key_id if arn in secrets else None
+        key = getattr(secrets[arn], "kms_key_id", None) if arn in secrets else None
         if key and key.startswith("arn:"):
             context = {
                 "kms:ViaService": f"secretsmanager.{self.region}.amazonaws.com",

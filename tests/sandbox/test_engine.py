@@ -306,9 +306,10 @@ def test_the_old_ca_verifies_what_a_renewed_one_signs(destroyed: Engine, tmp_pat
         return str(engine.outputs()["caCertificate"]), str(json.loads(value)["certificate"])
 
     old, first = certificates()
+    state = engine.stack.export_stack().deployment or {}
     [urn] = [
         one["urn"]
-        for one in engine.stack.export_stack().deployment["resources"]
+        for one in state["resources"]
         if one["type"] == "tls:index/selfSignedCert:SelfSignedCert"
     ]
     engine.stack.up(replace=[urn], color="never")

@@ -466,10 +466,10 @@ def test_a_volume_has_its_tags_and_the_default_ones(
     instance, state = plugin.create(INSTANCE, {**inputs, "volumeTags": {"a": "1", "b": "2"}})
     assert tags() == {"team": "sre", "a": "1", "b": "2"}
     assert plugin.read(INSTANCE, instance, state)["volumeTags"] == {"a": "1", "b": "2"}
-    inputs["volumeTags"] = {"b": "3"}
-    state = plugin.update(INSTANCE, instance, state, inputs)
+    changed = {**inputs, "volumeTags": {"b": "3"}}
+    state = plugin.update(INSTANCE, instance, state, changed)
     assert tags() == {"team": "sre", "b": "3"}
-    assert "volumeTags" not in plugin.diff(INSTANCE, state, inputs)
+    assert "volumeTags" not in plugin.diff(INSTANCE, state, changed)
     plugin.delete(INSTANCE, instance, state)
 
 
