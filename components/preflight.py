@@ -108,7 +108,7 @@ def _check_secret(settings: Settings) -> None:
         raise ValueError(f"is only a part of an ARN, which is {found.arn}")
     # an alias does not tell which key it is
     unnamed = settings.admin_token_kms_key_arn is None
-    if unnamed and found.kms_key_id and found.kms_key_id != settings.kms_key_arn:
+    if unnamed and found.kms_key_id and not _names(found.kms_key_id, settings.kms_key_arn):
         raise ValueError(f"is encrypted with {found.kms_key_id}: set adminTokenKmsKeyArn")
 
 
@@ -124,8 +124,13 @@ def _check_key(settings: Settings, bundle_secret: str) -> None:
             raise
         if found and key is None:
             raise ValueError(f"leaves the secrets under {found}: AWS keeps a key; name one")
-        if found and found not in (key, settings.previous_kms_key_arn):
+        if found and not _names(found, key, settings.previous_kms_key_arn):
             raise ValueError(f"leaves what is under {found} unread: set previousKmsKeyArn to it")
+
+
+def _names(key: str, *arns: str | None) -> bool:
+    """Whether one of the ARNs is this key's; AWS may tell its id alone."""
+    return key.rpartition("/")[2] in [arn.rpartition("/")[2] for arn in arns if arn]
 
 
 def _check_prefix_lists(key: str, peers: Iterable[Peer]) -> None:

@@ -264,6 +264,7 @@ def test_a_question_that_may_not_be_asked_is_one_line(deploy: Deploy, question: 
         ({"httpsPrefixListIds": [LIST]}, {"getManagedPrefixList": says(addressFamily="IPv4")}),
         ({"kmsKeyArn": KEY}, {"getSecret": under("")}),
         ({"kmsKeyArn": KEY}, {"getSecret": under(KEY)}),
+        ({"kmsKeyArn": KEY}, {"getSecret": under("abc")}),
         ({"kmsKeyArn": KEY}, {"getSecret": fails("couldn't find resource")}),
         ({"kmsKeyArn": f"{KEY}2", "previousKmsKeyArn": KEY}, {"getSecret": under(KEY)}),
         ({**THEIRS, "adminTokenKmsKeyArn": KEY}, {"getSecret": under("alias/x", PART)}),
