@@ -174,7 +174,6 @@ def parsed(text: str) -> dict[str, Any]:
 
 
 def configuration(bundle: dict[str, Any]) -> Files:
-    """The server's configuration, the endpoints and their CAs."""
     conf = bundle.get("configuration")
     if not isinstance(conf, str) or not conf.strip() or re.search("[\0\ud800-\udfff]", conf):
         raise RefusedError("configuration_invalid", "the configuration is no text, or empty")
@@ -196,7 +195,7 @@ def certificate(bundle: dict[str, Any], live: Files | None) -> Files:
 
 
 def validity(files: Files) -> tuple[int, int]:
-    """Begin and end of a certificate; zeros if it is none, or the key is another's."""
+    """Begin and end of a certificate; zeros if it is none with its key."""
     with TemporaryDirectory() as scratch, suppress(ssl.SSLError, ValueError):
         for name in ("certificate.pem", "key.pem"):
             Path(scratch, name).write_bytes(files[name])
@@ -218,7 +217,7 @@ def place(found: Any) -> dict[str, str]:
 
 
 def bearer(text: str, key: str | None) -> str:
-    """The token: a secret's whole text, or the value of a key of its JSON."""
+    """The token: a secret's text, or a value in its JSON."""
     text = text.strip()
     if key or text.startswith("{"):
         key, found = key or "token", parsed(text)
@@ -421,10 +420,9 @@ class Probe:
 def served(port: int, generation: Generation, path: str = OWN_PATH) -> int:
     """The status of a document of a server on this machine, if that serves the generation.
 
-    Who it is and the document are asked over one connection, and so of one worker. Raises OSError
-    or HTTPException; ConnectionRefusedError where it may not be there yet: it starts, or reloads,
-    when for a moment both generations answer. Of the API's documents only the head counts, as
-    where the API itself is asked.
+    One connection for who it is and the document: one worker. Raises OSError or HTTPException,
+    ConnectionRefusedError where it may not be there yet: it starts, or reloads, when for a moment
+    both generations answer. Of a document only the head counts, as where the API itself is asked.
     """
     context = ssl.create_default_context()
     context.check_hostname = False
@@ -464,8 +462,6 @@ def lack(port: int, generation: Generation) -> str:
 
 
 class Sync:
-    """One run."""
-
     def __init__(self, config: Config, store: Store, report: Report) -> None:
         self.config, self.store, self.report = config, store, report
         self.state = State.read(store.folder / "state.json")
@@ -631,7 +627,7 @@ class Sync:
 
     def trial(self, generation: Generation, folder: Path) -> None:
         """The generation serves on a loopback port, and is asked for all that it has to serve."""
-        port = TRIAL_PORTS[os.getpid() % len(TRIAL_PORTS)]  # two syncs at once are only tests'
+        port = TRIAL_PORTS[os.getpid() % len(TRIAL_PORTS)]
         listen = rb"(?im)^(\s*listen\s+)(?:[^\s;]*:)?%d\b" % self.config.port
         moved, conf = rb"\g<1>127.0.0.1:%d" % port, generation.parts["configuration"]["proxy.conf"]
         conf, found = re.subn(listen, moved, conf)
@@ -663,9 +659,9 @@ class Sync:
         self.live = generation
 
     def resume(self) -> None:
-        """After a killed run, or a lost state, what is linked is not what is recorded.
+        """What is linked and not recorded, after a killed run, is in use if it serves.
 
-        If it serves, it is in use. Where there is nothing else it is loaded: its trial is passed.
+        Where there is nothing else it is loaded: it has passed its trial.
         """
         linked = self.store.read(self.store.linked)
         if linked is None or (self.live and self.live.name == linked.name):
@@ -728,7 +724,6 @@ class Sync:
     # -- commands
 
     def command(self, name: str, seconds: int, folder: Path) -> None:
-        """Run it; refuse with what it says."""
         with self._scratch() as scratch, Path(scratch, "said").open("w+b") as said:
             argv = ["timeout", f"{seconds}", *self._argv(name, folder, scratch)]
             status = run(argv, stdin=DEVNULL, stdout=said, stderr=said).returncode
@@ -770,7 +765,6 @@ class Sync:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def remember(self) -> None:
-        """The versions in use, and when they were."""
         used = {part for part, files in self.offers.items() if self.known.get(part) == files}
         self.state.versions |= {part: self.versions[part] for part in used}
         now = time.time()
@@ -799,7 +793,7 @@ class Sync:
         last = "Last sync with the secret in use"
         show("secret_last_success_timestamp_seconds", last, success, "secret")
         of = {part: secret for secret, parts in SECRETS.items() for part in parts}
-        versions = {(of[part], version): 1.0 for part, version in state.versions.items()}
+        versions = {(of[p], version): 1.0 for p, version in state.versions.items() if p in of}
         show("secret_info", "Versions in use", versions, "secret", "version")
         if self.live:
             conf = self.known["configuration"]["proxy.conf"]
