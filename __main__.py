@@ -13,9 +13,9 @@ from monitoring.dashboard import deployable
 
 with stack.refusals():
     settings, token = stack.load()
-    own_secret, bundle_secret = c.secret_names(settings.stack)
+    own_secret, bundle_secret = c.secret_names(settings)
     bundle = proxy.bundle(settings, own_secret)
-    place = c.ask(settings)
+    place = c.ask(settings, bundle_secret)
     told = (settings, place.region, bundle_secret)
     user_data = cloud_config.render(*told)
     file = Path(__file__).parent / settings.grafana.dashboard
@@ -34,6 +34,7 @@ secrets = c.ProxySecrets(
     "secrets",
     c.ProxySecretsArgs(
         settings=settings,
+        region=place.region,
         token=token,
         bundle=bundle,
         certificate=certificates.certificate,
@@ -63,4 +64,6 @@ pulumi.export("proxyConfiguration", bundle["configuration"])
 pulumi.export("userData", cloud_config.described(*told))
 pulumi.export("tokenSecretArn", secrets.token_secret_arn)
 pulumi.export("bundleSecretArn", secrets.bundle_secret_arn)
+pulumi.export("securityGroupId", network.security_group_id)
+pulumi.export("roleArn", secrets.role_arn)
 pulumi.export("instanceId", host.instance_id)
