@@ -9,6 +9,7 @@ from typing import Any
 import pulumi
 import pulumi_aws as aws
 
+from components.certificates import Certificates
 from config.settings import Settings
 
 
@@ -26,8 +27,7 @@ class ProxySecretsArgs:
     """The admin token; None where `admin_token_secret_arn` names somebody else's secret."""
     bundle: Mapping[str, Any]
     """All but certificate and key, as `host.proxy.bundle` gives it."""
-    certificate: pulumi.Input[str]
-    key: pulumi.Input[str]
+    certificates: Certificates
 
 
 class ProxySecrets(pulumi.ComponentResource):
@@ -131,7 +131,11 @@ class ProxySecrets(pulumi.ComponentResource):
         )
         self.instance_profile = profile.name
 
-        document = {**args.bundle, "certificate": args.certificate, "key": args.key}
+        document = {
+            **args.bundle,
+            "certificate": args.certificates.certificate,
+            "key": args.certificates.key,
+        }
         value("bundle", bundle, pulumi.Output.json_dumps(document, sort_keys=True), *first, policy)
         self.register_outputs(
             {

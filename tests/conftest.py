@@ -24,7 +24,7 @@ class ByRoom(LoadScopeScheduling):
         room = nodeid.split("/")[1]
         # each server has a sandbox of its own
         shared = f"{room}, Apache: {'[apache' in nodeid}"
-        return {room: shared for room in ROOMS}.get(room, "servers" if room == "behaviour" else "")
+        return dict.fromkeys(ROOMS, shared).get(room, "servers" if room == "behaviour" else "")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByRoom:
