@@ -23,6 +23,10 @@ import boto3
 
 REGION: Final = "eu-central-1"
 DEBIAN = "136693071363"  # the account that publishes Debian's images
+ACCOUNT: Final = "123456789012"  # moto's
+BAKED: Final = {"x86_64": f"ami-0{'c' * 15}0", "arm64": f"ami-0{'c' * 15}1"}
+"""An image of one's own that has the packages, by architecture."""
+
 EC2 = "ec2.amazonaws.com"  # an IAM user of this name stands for the EC2 service itself
 
 
@@ -209,21 +213,27 @@ def _mend() -> None:
 
     def load_amis(self: AmiBackend) -> None:
         """Debian's images instead of the thousand that moto brings, none of which is Debian's."""
-        for number, architecture in enumerate(("amd64", "arm64")):
-            for date, digit in (("20250814-2204", "a"), ("20251117-2299", "b")):
-                name = f"debian-13-{architecture}-{date}"
-                ami_id = f"ami-0{digit * 15}{number}"
+        for number, (architecture, own) in enumerate(BAKED.items()):
+            debian = f"debian-13-{'amd64' if architecture == 'x86_64' else architecture}"
+            for ami_id, owner, name, date in (
+                (f"ami-0{'a' * 15}{number}", DEBIAN, f"{debian}-20250814-2204", "20250814"),
+                (f"ami-0{'b' * 15}{number}", DEBIAN, f"{debian}-20251117-2299", "20251117"),
+                # newer, and nothing to build on
+                (f"ami-0{'d' * 15}{number}", DEBIAN, f"{debian}-daily-20251201-2313", "20251201"),
+                (f"ami-0{'e' * 15}{number}", DEBIAN, f"{debian}-dev-20251202-2314", "20251202"),
+                (own, ACCOUNT, f"metrics-proxy-{architecture}", "20251118"),
+            ):
                 self.amis[ami_id] = Ami(
                     self,
                     ami_id,
                     name=name,
-                    description=f"Debian 13 ({date})",
-                    owner_id=DEBIAN,
-                    public=True,
+                    description=f"{name} ({date})",
+                    owner_id=owner,
+                    public=owner == DEBIAN,
                     virtualization_type="hvm",
-                    architecture="x86_64" if architecture == "amd64" else architecture,
-                    creation_date=datetime.strptime(date[:8], "%Y%m%d").replace(tzinfo=UTC),
-                    image_location=f"{DEBIAN}/{name}",
+                    architecture=architecture,
+                    creation_date=datetime.strptime(date, "%Y%m%d").replace(tzinfo=UTC),
+                    image_location=f"{owner}/{name}",
                     hypervisor="xen",
                     root_device_type="ebs",
                     root_device_name="/dev/xvda",
