@@ -48,12 +48,14 @@ class ProxyNetwork(pulumi.ComponentResource):
                 opts=child,
             )
 
-        def egress(role: str, description: str, port: int, cidr: str | None = None) -> None:
+        def egress(
+            role: str, description: str, port: int, cidr: str | None = None, protocol: str = "tcp"
+        ) -> None:
             aws.vpc.SecurityGroupEgressRule(
                 f"{name}-to-{role}",
                 security_group_id=group.id,
                 description=description,
-                ip_protocol="tcp",
+                ip_protocol=protocol,
                 from_port=port,
                 to_port=port,
                 opts=child,
@@ -61,8 +63,11 @@ class ProxyNetwork(pulumi.ComponentResource):
                 referenced_security_group_id=None if cidr else settings.api_security_group_id,
             )
 
-        # VPC DNS, IMDS and the time service are not subject to security groups.
+        # Amazon's own DNS, IMDS and the time service are not subject to security groups.
         egress("https", "AWS APIs and Debian packages", 443, "0.0.0.0/0")
+        for server in settings.dns_servers or ():
+            for protocol in ("tcp", "udp"):
+                egress(f"dns-{server}-{protocol}", "DNS", 53, f"{server}/32", protocol)
         for port in sorted({endpoint.port for endpoint in settings.endpoints}):
             for cidr in settings.api_cidrs or ():
                 egress(f"{cidr}-{port}", "The API", port, cidr)

@@ -142,6 +142,11 @@ def _host(host: str) -> None:
         raise ValueError(f"spells an address in an unusual way; write {address}")
 
 
+def _server(value: str) -> str:
+    _host(value)
+    return value
+
+
 def _upstream(value: str) -> str:
     try:
         url = urlsplit(value)
@@ -249,6 +254,10 @@ def _token_secret(value: str | None) -> str | None:
 
 
 Cidr = Annotated[str, AfterValidator(_cidr)]
+DnsServer = Annotated[str, AfterValidator(_ipv4), AfterValidator(_server)]
+DnsServers = Annotated[
+    tuple[DnsServer, ...], AfterValidator(_not_empty), AfterValidator(_not_twice)
+]
 Cidrs = Annotated[tuple[Cidr, ...], AfterValidator(_not_empty), AfterValidator(_not_twice)]
 _DNS_NAME = _matches(_HOSTNAME.pattern, "a DNS name in lower case")
 Server = Literal["nginx", "apache"]
@@ -375,6 +384,10 @@ class Settings(_Model):
     job: Annotated[
         str, _matches(r"[A-Za-z0-9_.:/-]{1,100}", "a job label"), AfterValidator(_job)
     ] = "sba-api"
+    dns_servers: DnsServers | None = None
+    reboot_time: Annotated[
+        str | None, _matches(r"([01]\d|2[0-3]):[0-5]\d", "a time of day such as 03:30")
+    ] = None
     protect: bool = False
     grafana: Grafana = Grafana()
     workers: Workers = Workers()
@@ -393,7 +406,10 @@ class Settings(_Model):
         ports = {endpoint.port for endpoint in self.endpoints}
         for names, rules in (
             ("prometheusCidrs", len(self.prometheus_cidrs)),
-            ("endpoints and apiCidrs", 1 + len(ports) * len(self.api_cidrs or [""])),
+            (
+                "endpoints, apiCidrs and dnsServers",
+                1 + len(ports) * len(self.api_cidrs or [""]) + 2 * len(self.dns_servers or ()),
+            ),
         ):
             if rules > RULES_MAX:
                 raise ValueError(
@@ -442,7 +458,11 @@ class Settings(_Model):
         return found[part] if found else None
 
     def check_region(self, region: str) -> None:
-        """Raise `SettingsError` where a setting names what the stack's region does not have."""
+        """Raise `SettingsError` for a region without Debian's images, or of which a setting names
+        what it does not have."""
+        for prefix, name in (("cn-", "China"), ("us-gov-", "GovCloud")):
+            if region.startswith(prefix):
+                raise SettingsError(f'aws:region: "{region}" is in {name}, which is not supported')
         arns = {"adminTokenSecretArn": self.admin_token_secret_arn, "kmsKeyArn": self.kms_key_arn}
         problems = [
             one_line(key, arn, f"is in {arn.split(':')[3]}, and the stack in {region}")

@@ -34,6 +34,7 @@ SYNC: Final = "/opt/metrics-proxy/sync.py"
 HEADERS: Final = "/opt/metrics-proxy/headers.lua"
 SERVER_CONFIG: Final = "/etc/metrics-proxy/server.json"
 SYNC_CONFIG: Final = "/etc/metrics-proxy/sync.json"
+REBOOT: Final = "/etc/apt/apt.conf.d/91reboot"
 INSTALLED: Final = "/var/lib/cloud/instance/metrics-proxy"
 """The mark of a machine whose installation has succeeded."""
 
@@ -107,6 +108,7 @@ def of_settings(settings: Settings, region: str, bundle_secret: str) -> str:
         "interval": settings.sync_interval,
         "port": settings.port,
     }
+    reboot = f'Automatic-Reboot 1;Automatic-Reboot-Time "{settings.reboot_time}";'
     return _items(
         {
             SYNC_CONFIG: _json(sync_config),
@@ -116,6 +118,7 @@ def of_settings(settings: Settings, region: str, bundle_secret: str) -> str:
             f"{_UNITS}/{SYNC_TIMER}.d/interval.conf": (
                 f"[Timer]\nOnUnitInactiveSec={settings.sync_interval}\n"
             ),
+            **({REBOOT: f"Unattended-Upgrade{{{reboot}}};\n"} if settings.reboot_time else {}),
         }
     )
 

@@ -193,6 +193,16 @@ def test_the_api_may_be_named_by_its_security_group(deploy: Deploy) -> None:
     assert peers == {(None, 443), ("sg-0123456789abcdef0", 9464), ("sg-0123456789abcdef0", 3002)}
 
 
+def test_dns_servers_are_reached_by_both_protocols(deploy: Deploy) -> None:
+    def rules(cloud: Cloud) -> set[tuple[str, str, int, int]]:
+        keys = ("cidrIpv4", "ipProtocol", "fromPort", "toPort")
+        return {tuple(rule[key] for key in keys) for rule in cloud.all(EGRESS)}
+
+    servers = ["10.20.0.53", "10.20.1.53"]
+    added = rules(deploy(dnsServers=servers)) - rules(deploy())
+    assert added == {(f"{s}/32", p, 53, 53) for s in servers for p in ("tcp", "udp")}
+
+
 def test_what_the_sync_brings_leaves_the_machine_alone(deploy: Deploy) -> None:
     before = deploy()
     after = deploy(
@@ -223,6 +233,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "kmsKeyArn": {"kmsKeyArn": "arn:aws:kms:eu-central-1:123456789012:key/abc"},
     "syncInterval": {"syncInterval": 30},
     "searchDomain": {"searchDomain": "example.com"},
+    "dnsServers": {"dnsServers": ["10.20.0.53"]},
+    "rebootTime": {"rebootTime": "03:30"},
     "job": {"job": "api"},
     "protect": {"protect": True},
     "grafana.enabled": {"grafana": {"enabled": False}},
@@ -285,7 +297,7 @@ def test_the_image_is_the_newest_debian_of_the_types_architecture(
         "owners": ["136693071363"],
         "mostRecent": True,
         "filters": [
-            {"name": "name", "values": [f"debian-13-{debian}-*"]},
+            {"name": "name", "values": [f"debian-13-{debian}-20*"]},
             {"name": "architecture", "values": [architecture]},
         ],
     }

@@ -377,7 +377,7 @@ def test_the_user_data_does_not_depend_on_what_the_bundle_brings(make: Make) -> 
     assert user_data(changed) == user_data(make())
 
 
-@pytest.mark.parametrize("config", [{"port": 9999}, {"syncInterval": 61}])
+@pytest.mark.parametrize("config", [{"port": 9999}, {"syncInterval": 61}, {"rebootTime": "03:30"}])
 def test_the_user_data_follows_what_only_a_new_machine_brings(
     make: Make, config: dict[str, object]
 ) -> None:
@@ -572,7 +572,7 @@ def test_the_sync_may_reload_the_proxy_and_nothing_else(make: Make) -> None:
 @pytest.mark.parametrize("server", SERVERS)
 def test_there_is_room_in_the_user_data(make: Make, server: str) -> None:
     """For what is to come, with the longest names."""
-    settings = make(server=server, port=65535, syncInterval=3600)
+    settings = make(server=server, port=65535, syncInterval=3600, rebootTime="03:30")
     bundle = f"metrics-proxy/{'s' * 36}/bundle"
-    size = len(cloud_config.render(settings, "us-gov-west-1", bundle))
+    size = len(cloud_config.render(settings, "ap-southeast-2", bundle))
     assert cloud_config.USER_DATA_MAX - size >= 2_500
