@@ -27,6 +27,9 @@ ACCOUNT: Final = "123456789012"  # moto's
 BAKED: Final = {"x86_64": f"ami-0{'c' * 15}0", "arm64": f"ami-0{'c' * 15}1"}
 """An image of one's own that has the packages, by architecture."""
 
+REFUSED_ONCE: Final = "sandbox:refused-once"
+"""A tag of an interface: the error code with which the next start of a machine on it is refused."""
+
 EC2 = "ec2.amazonaws.com"  # an IAM user of this name stands for the EC2 service itself
 
 
@@ -149,6 +152,8 @@ def _mend() -> None:
     """Make moto refuse what AWS refuses, where this project depends on it (moto 5.2.5)."""
     from moto.core.exceptions import AccessDeniedError, JsonRESTError
     from moto.core.types import Base64EncodedString
+    from moto.ec2.exceptions import EC2ClientError
+    from moto.ec2.models import EC2Backend
     from moto.ec2.models.amis import Ami, AmiBackend
     from moto.ec2.models.instances import Instance
     from moto.ec2.responses import instances as responses
@@ -211,6 +216,31 @@ def _mend() -> None:
             interface.status = "available"
         return state
 
+    run = EC2Backend.run_instances
+
+    def run_instances(self: EC2Backend, image_id: str, *arguments: Any, **options: Any) -> Any:
+        """What a machine is made of is looked at when it is started, and not before."""
+        [image] = self.describe_images(ami_ids=[image_id])
+        [found] = self.describe_instance_types([options["instance_type"]])
+        runs = found["ProcessorInfo"]["SupportedArchitectures"]
+        if image.architecture not in runs:
+            raise EC2ClientError(
+                "InvalidParameterValue",
+                f"The architecture '{', '.join(runs)}' of the specified instance type does not "
+                f"match the architecture '{image.architecture}' of the specified AMI.",
+            )
+        for named in filter(None, (n.get("NetworkInterfaceId") for n in options.get("nics", ()))):
+            interface = self.get_network_interface(named)
+            if interface.status == "in-use":
+                raise EC2ClientError(
+                    "InvalidNetworkInterface.InUse", f"Interface: [{named}] in use."
+                )
+            tags = {tag["key"]: tag["value"] for tag in interface.get_tags()}
+            if code := tags.get(REFUSED_ONCE):
+                self.delete_tags([named], {REFUSED_ONCE: code})
+                raise EC2ClientError(code, f"{code}: for once, says the tag {REFUSED_ONCE}")
+        return run(self, image_id, *arguments, **options)
+
     def load_amis(self: AmiBackend) -> None:
         """Debian's images instead of the thousand that moto brings, none of which is Debian's."""
         for number, (architecture, own) in enumerate(BAKED.items()):
@@ -252,6 +282,7 @@ def _mend() -> None:
             }.items()
         ),
         (Instance, "terminate", terminate),
+        (EC2Backend, "run_instances", run_instances),
         (AmiBackend, "_load_amis", load_amis),
         (responses, "parse_user_data", parse_user_data),
     ):
