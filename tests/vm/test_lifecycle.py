@@ -46,7 +46,7 @@ def processes(folder: Path) -> list[bytes]:
 
 
 CUTS = {
-    "Starting .*install-metrics-proxy.service": "what was written is lost, and no mirror answers",
+    "Starting .*install-metrics-proxy": "what was written is lost, and no mirror answers",
     "Unpacking ": "packages are half there",
     "Setting up ": "packages are half set up",
     "Setting up apache2 ": "the last step",
