@@ -83,9 +83,7 @@ class Cutter(threading.Thread):
                 document = gzip.decompress((COMMITTED / "apache.gz").read_bytes())
                 files = [item["path"] for item in yaml.safe_load(document)["write_files"]]
                 assert machine.inside("truncate", "--size=0", *files).returncode == 0
-            before = power.leader(machine.network.name)
-            machine.inside("systemctl", "reboot", "--force", "--force")
-            wait(lambda before=before: power_of(machine) not in (None, before), "the next boot")
+            reset(machine)
             if not self.cut:
                 world = World(vm=self.sandbox, machine=machine)
                 with filtered(world, f"ip daddr {MIRROR_SERVERS} reject with tcp reset"):
@@ -99,6 +97,13 @@ def power_of(machine: VirtualMachine) -> int | None:
         return power.leader(machine.network.name)
     except (ProcessLookupError, FileNotFoundError):
         return None
+
+
+def reset(machine: VirtualMachine) -> None:
+    """End all of it at once, and switch it on again."""
+    before = power_of(machine)
+    machine.inside("systemctl", "reboot", "--force", "--force")
+    wait(lambda: power_of(machine) not in (None, before), "the next boot")
 
 
 def said(machine: VirtualMachine, *command: str) -> str:
