@@ -427,7 +427,8 @@ class Settings(_Model):
     server: Server = "nginx"
     # the certificate's common name, too, and that has at most 64 characters (RFC 5280)
     server_name: Annotated[str, Field(max_length=64), _DNS_NAME] = "prometheus-api.local"
-    port: Annotated[int, Field(ge=1024, le=65535), Number] = 9446
+    port: Annotated[int, Field(ge=1024, le=60_999), Number] = 9446
+    """Above are the ports on which the sync tries what it is to adopt."""
     instance_type: Annotated[
         str, _matches(r"[a-z][a-z0-9-]*\.[a-z0-9-]+", "an EC2 instance type")
     ] = "t4g.micro"

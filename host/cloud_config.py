@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import struct
 import textwrap
 import zlib
@@ -149,7 +150,8 @@ def _files(server: str) -> dict[str, str]:
     }
 
     def template(name: str) -> str:
-        return templates.get_template(name).render(names)
+        # its comments stay in the repository: they are a tenth of what all this takes
+        return re.sub(r"(?m)^ *(#|//|--).*\n", "", templates.get_template(name).render(names))
 
     commands = {**SYNC_COMMANDS[server], "reload": ["systemctl", "reload-or-restart", PROXY_UNIT]}
     return {

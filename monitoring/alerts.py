@@ -318,7 +318,7 @@ def grafana(settings: Settings, dashboard: Mapping[str, Any]) -> list[Json]:
 
 
 def _grafana_rule(settings: Settings, alert: Alert, dashboard: Mapping[str, Any]) -> Json:
-    query = {"refId": "A", "expr": alert.expr, "instant": True, "range": False}
+    query: Json = {"refId": "A", "expr": alert.expr, "instant": True, "range": False}
     last = {"refId": "B", "type": "reduce", "expression": "A", "reducer": "last"}
     fires = {"refId": "C", "type": "math", "expression": "$B > 0"}
     sources: list[tuple[Json, str]] = [

@@ -81,7 +81,7 @@ def endpoint(**changes: object) -> dict[str, object]:
         ({"prometheusCidrs": []}, "prometheusCidrs", "is empty"),
         ({"apiCidrs": []}, "apiCidrs", "is empty"),
         ({"port": 1023}, "port", "greater than or equal to 1024"),
-        ({"port": 65536}, "port", "less than or equal to 65535"),
+        ({"port": 61_000}, "port", "less than or equal to 60999"),
         ({"port": "http"}, "port", "valid integer"),
         ({"port": True}, "port", "valid integer"),
         ({"server": "caddy"}, "server", "'nginx' or 'apache'"),

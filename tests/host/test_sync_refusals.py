@@ -117,37 +117,34 @@ def test_a_silent_secrets_manager_is_given_up(synced: Machine) -> None:
     assert synced.token() == SECOND
 
 
-ENDPOINT = {"name": "api", "path": "/m", "upstream": "http://127.0.0.1/"}
-ENDPOINT_FAULTS: list[dict[str, object]] = [
-    *({name: value} for name in ENDPOINT for value in (None, 1, [], {}, "", "a\0b", "\ud800", "ä")),
-    {"name": "A"},
-    {"name": "../etc"},
-    {"name": "x" * 41},
-    {"path": "m"},
-    {"path": "/m x"},
-    {"path": "/m\r\nX: y"},
-    {"upstream": "ftp://127.0.0.1/"},
-    {"upstream": "http://127.0.0.1/ x"},
-    {"upstream": "http://a@127.0.0.1/"},
-    {"upstream": "http:///m"},
-    {"upstream": ["http://127.0.0.1/"]},
-    *({"ca": ca} for ca in ({}, 1, [], "", "no PEM", "ä", "a\0b", "\ud800")),
-    *({"fallback_scrape_protocol": value} for value in ({}, 1, "", "ä")),
+Json = dict[str, object]
+
+
+def each(key: str, *values: object) -> list[Json]:
+    return [{key: value} for value in values]
+
+
+ENDPOINT: Json = {"name": "api", "path": "/m", "upstream": "http://127.0.0.1/"}
+ENDPOINT_FAULTS = [
+    *(fault for key in ENDPOINT for fault in each(key, None, 1, [], {}, "", "a\0b", "\ud800", "ä")),
+    *each("name", "A", "../etc", "x" * 41),
+    *each("path", "m", "/m x", "/m\r\nX: y"),
+    *each("upstream", "ftp://127.0.0.1/", "http://127.0.0.1/ x", "http://a@127.0.0.1/"),
+    *each("upstream", "http:///m", ["http://127.0.0.1/"]),
+    *each("ca", {}, 1, [], "", "no PEM", "ä", "a\0b", "\ud800"),
+    *each("fallback_scrape_protocol", {}, 1, "", "ä"),
 ]
-
-
-BUNDLE_FAULTS: list[dict[str, object]] = [
+BUNDLE_FAULTS = [
     {},
-    *({"endpoints": value} for value in (None, 1, "text", {}, [], [None], ["text"], [[]])),
-    {"endpoints": [{"name": "api"}]},
-    {"endpoints": 2 * [ENDPOINT]},
-    *({"endpoints": [ENDPOINT | change]} for change in ENDPOINT_FAULTS),
-    *({"configuration": value} for value in ("", " \n", None, 1, ["text"], "a\0b", "\ud800")),
+    *each("endpoints", None, 1, "text", {}, [], [None], ["text"], [[]]),
+    *each("endpoints", [{"name": "api"}], 2 * [ENDPOINT]),
+    *each("endpoints", *([ENDPOINT | change] for change in ENDPOINT_FAULTS)),
+    *each("configuration", "", " \n", None, 1, ["text"], "a\0b", "\ud800"),
 ]
 
 
 @pytest.mark.parametrize("fault", BUNDLE_FAULTS, ids=ascii)
-def test_a_malformed_configuration_is_refused_in_words(fault: dict[str, object]) -> None:
+def test_a_malformed_configuration_is_refused_in_words(fault: Json) -> None:
     good = {"configuration": "x", "endpoints": [ENDPOINT]}
     assert sync.configuration(good)["proxy.conf"] == b"x"
     with pytest.raises(sync.RefusedError) as caught:
@@ -178,7 +175,7 @@ JSON = st.recursive(
     )
 )
 @settings(max_examples=300, deadline=None, derandomize=True)
-def test_no_bundle_at_all_is_more_than_refused(bundle: dict[str, object]) -> None:
+def test_no_bundle_at_all_is_more_than_refused(bundle: Json) -> None:
     for part, read in {
         "configuration": sync.configuration,
         "certificate": lambda bundle: sync.certificate(bundle, None),
