@@ -17,7 +17,7 @@ down: ## end the demo and remove its state
 # Scrapes are counted at one a second: on a machine of unknown load, one test at a time.
 test: ## run every test
 	@tools/setup.sh test
-	@$(PYTHON) -m pytest $(if $(CI),,-n 4)
+	@$(PYTHON) -m pytest $(if $(CI),,-n 5)
 
 check: ## ruff and mypy
 	@tools/setup.sh test

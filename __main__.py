@@ -13,31 +13,25 @@ from monitoring.dashboard import deployable
 
 with stack.refusals():
     settings, token = stack.load()
-    own_secret, bundle_secret = c.secret_names(settings.stack)
+    own_secret, bundle_secret = c.secret_names(settings)
     bundle = proxy.bundle(settings, own_secret)
-    place = c.ask(settings)
-    told = (settings, place.region, bundle_secret)
-    user_data = cloud_config.render(*told)
+    place = c.ask(settings, bundle_secret)
+    user_data = cloud_config.render(settings, place.region, bundle_secret)
     file = Path(__file__).parent / settings.grafana.dashboard
     dashboard = deployable(load_dashboard(file), settings) if settings.grafana.enabled else None
 
 if dashboard is not None:
-    args = c.MonitoringArgs(settings=settings, dashboard=dashboard)
-    monitoring = c.Monitoring("monitoring", args)
+    monitoring = c.Monitoring(
+        "monitoring", c.MonitoringArgs(settings=settings, dashboard=dashboard)
+    )
     c.before_aws(monitoring.dashboard)
     pulumi.export("dashboardUrl", monitoring.dashboard_url)
 network = c.ProxyNetwork("network", c.ProxyNetworkArgs(settings=settings, vpc_id=place.vpc_id))
-certificates = c.Certificates(
-    "tls", c.CertificatesArgs(settings=settings, ip_address=network.private_ip)
-)
+tls = c.Certificates("tls", c.CertificatesArgs(settings=settings, ip_address=network.private_ip))
 secrets = c.ProxySecrets(
     "secrets",
     c.ProxySecretsArgs(
-        settings=settings,
-        token=token,
-        bundle=bundle,
-        certificate=certificates.certificate,
-        key=certificates.key,
+        settings=settings, region=place.region, token=token, bundle=bundle, certificates=tls
     ),
 )
 host = c.ProxyHost(
@@ -52,15 +46,17 @@ host = c.ProxyHost(
 )
 pulumi.export("proxyUrl", pulumi.Output.concat("https://", network.private_ip, f":{settings.port}"))
 pulumi.export("privateIp", network.private_ip)
-pulumi.export("caCertificate", certificates.ca_certificate)
-forms = pulumi.Output.all(network.private_ip, certificates.ca_certificate).apply(
+pulumi.export("caCertificate", tls.ca_certificate)
+forms = pulumi.Output.all(network.private_ip, tls.ca_certificate).apply(
     lambda target: scrape.forms(settings, *target)
 )
 for form in scrape.FORMS:
     pulumi.export(form, forms[form])
 pulumi.export("prometheusRules", alerts.rules_file(settings, dashboard))
 pulumi.export("proxyConfiguration", bundle["configuration"])
-pulumi.export("userData", cloud_config.described(*told))
+pulumi.export("userData", cloud_config.described(settings, place.region, bundle_secret))
 pulumi.export("tokenSecretArn", secrets.token_secret_arn)
 pulumi.export("bundleSecretArn", secrets.bundle_secret_arn)
+pulumi.export("securityGroupId", network.security_group_id)
+pulumi.export("roleArn", secrets.role_arn)
 pulumi.export("instanceId", host.instance_id)

@@ -8,7 +8,7 @@ import json
 import re
 import socket
 import ssl
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import suppress
 from types import UnionType
 from typing import Annotated, Any, Final, Literal, Self, TypeVar, Union, get_args, get_origin
@@ -42,8 +42,13 @@ URL_MAX: Final = 2_000
 """Longest path or upstream in characters. nginx reads at most 4,096 bytes of a parameter, and each
 character of a path may need a backslash there: 2,035 are served and 2,036 refused (measured)."""
 
+ANYWHERE: Final = "0.0.0.0/0"
+
 RULES_MAX: Final = 60
 """Rules of a security group in one direction (AWS' quota, unless an account has a higher one)."""
+
+Peer = tuple[Literal["cidr_ipv4", "prefix_list_id", "referenced_security_group_id"], str]
+"""Who is at the other end of a security group's rule: the rule's argument, and its value."""
 
 _T = TypeVar("_T")
 _B64TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
@@ -92,7 +97,7 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _cidr(value: str) -> str:
+def _network(value: str) -> str:
     if ":" in value:
         raise ValueError("is IPv6; only IPv4 is supported")
     if not re.fullmatch(r"[\d.]+/\d+", value):
@@ -103,6 +108,11 @@ def _cidr(value: str) -> str:
         raise ValueError("is not an IPv4 CIDR such as 10.20.0.0/16") from None
     if str(network) != value:
         raise ValueError(f"has host bits set; the network is {network}")
+    return value
+
+
+def _narrow(value: str) -> str:
+    network = ipaddress.IPv4Network(value)
     if network.prefixlen < 16 and not (
         network.prefixlen >= 8 and any(network.subnet_of(private) for private in _PRIVATE)
     ):
@@ -189,6 +199,12 @@ def _endpoint_path(value: str) -> str:
     return value
 
 
+def _window(days: int) -> int:
+    if days not in (0, *range(7, 31)):
+        raise ValueError("is neither 0 nor 7 to 30")
+    return days
+
+
 def _not_empty(values: tuple[_T, ...]) -> tuple[_T, ...]:
     if not values:
         raise ValueError("is empty; at least one is required")
@@ -233,8 +249,15 @@ def _token_secret(value: str | None) -> str | None:
     return value
 
 
-Cidr = Annotated[str, AfterValidator(_cidr)]
-Cidrs = Annotated[tuple[Cidr, ...], AfterValidator(_not_empty), AfterValidator(_not_twice)]
+Network = Annotated[str, AfterValidator(_network)]
+Cidr = Annotated[Network, AfterValidator(_narrow)]
+Several = Annotated[tuple[_T, ...], AfterValidator(_not_empty), AfterValidator(_not_twice)]
+PrefixLists = Several[Annotated[str, _matches(r"pl-[0-9a-f]{8,17}", "a prefix list's id")]]
+SecurityGroup = Annotated[str | None, _matches(r"sg-[0-9a-f]{8,17}", "a security group id")]
+KmsKey = Annotated[
+    str | None,
+    _matches(r"arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:key/[A-Za-z0-9-]+", "the ARN of a KMS key"),
+]
 _DNS_NAME = _matches(_HOSTNAME.pattern, "a DNS name in lower case")
 Server = Literal["nginx", "apache"]
 Number = BeforeValidator(_number)
@@ -417,12 +440,15 @@ class Settings(_Model):
         str, _matches(r"[A-Za-z0-9_.-]{1,36}", "a stack name of at most 36 letters, digits, _ . -")
     ]
     subnet_id: Annotated[str, _matches(r"subnet-[0-9a-f]{8,17}", "a subnet id")]
-    prometheus_cidrs: Cidrs
-    api_cidrs: Cidrs | None = None
-    api_security_group_id: Annotated[
-        str | None, _matches(r"sg-[0-9a-f]{8,17}", "a security group id")
-    ] = None
+    prometheus_cidrs: Several[Cidr]
+    prometheus_security_group_id: SecurityGroup = None
+    prometheus_prefix_list_ids: PrefixLists | None = None
+    api_cidrs: Several[Cidr] | None = None
+    api_security_group_id: SecurityGroup = None
+    https_cidrs: Several[Network] | None = None
+    https_prefix_list_ids: PrefixLists | None = None
     admin_token_secret_arn: Annotated[str | None, AfterValidator(_token_secret)] = None
+    admin_token_kms_key_arn: KmsKey = None
     endpoints: Annotated[tuple[Endpoint, ...], AfterValidator(_not_empty)] = DEFAULT_ENDPOINTS
     server: Server = "nginx"
     # the certificate's common name, too, and that has at most 64 characters (RFC 5280)
@@ -434,9 +460,22 @@ class Settings(_Model):
     ] = "t4g.micro"
     ami_id: Annotated[str | None, _matches(r"ami-[0-9a-f]{8,17}", "an AMI id")] = None
     private_ip: Annotated[str | None, AfterValidator(lambda v: v if v is None else _ipv4(v))] = None
-    kms_key_arn: Annotated[
+    kms_key_arn: KmsKey = None
+    previous_kms_key_arn: KmsKey = None
+    secret_prefix: Annotated[
+        str,
+        _matches(
+            r"(?=.{1,400}\Z)[A-Za-z0-9_+=.@-]+(/[A-Za-z0-9_+=.@-]+)*",
+            "the beginning of a secret's name",
+        ),
+    ] = NAMESPACE
+    recovery_window_in_days: Annotated[int, Number, AfterValidator(_window)] = 0
+    iam_path: Annotated[
+        str, _matches(r"(?=.{1,512}\Z)/([!-.0-~]+/)*", "an IAM path, with a slash at both ends")
+    ] = "/"
+    permissions_boundary_arn: Annotated[
         str | None,
-        _matches(r"arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:key/[A-Za-z0-9-]+", "the ARN of a KMS key"),
+        _matches(r"arn:aws[a-z-]*:iam::(\d{12}|aws):policy/[\w/+=,.@-]+", "an IAM policy's ARN"),
     ] = None
     sync_interval: Annotated[int, Field(ge=1, le=3600), Number] = 60
     search_domain: Annotated[str | None, _DNS_NAME] = None
@@ -461,8 +500,8 @@ class Settings(_Model):
                 seen.add(value)
         ports = {endpoint.port for endpoint in self.endpoints}
         for names, rules in (
-            ("prometheusCidrs", len(self.prometheus_cidrs)),
-            ("endpoints and apiCidrs", 1 + len(ports) * len(self.api_cidrs or [""])),
+            ("prometheusCidrs", len(self.prometheus)),
+            ("endpoints and apiCidrs", len(self.https) + len(ports) * len(self.api)),
         ):
             if rules > RULES_MAX:
                 raise ValueError(
@@ -490,6 +529,33 @@ class Settings(_Model):
                     f"endpoints: {urlsplit(endpoint.upstream).netloc} is the proxy itself"
                 )
         return self
+
+    @property
+    def prometheus(self) -> tuple[Peer, ...]:
+        """Whom the security group admits: the networks, unless Prometheus is named more closely."""
+        close = self.prometheus_prefix_list_ids, self.prometheus_security_group_id
+        return _peers(None, *close) or _peers(self.prometheus_cidrs)
+
+    @property
+    def api(self) -> tuple[Peer, ...]:
+        """Where the API is."""
+        return _peers(self.api_cidrs, None, self.api_security_group_id)
+
+    @property
+    def https(self) -> tuple[Peer, ...]:
+        """Where AWS' APIs and Debian's packages are: anywhere, unless it is said."""
+        return _peers(self.https_cidrs, self.https_prefix_list_ids) or _peers([ANYWHERE])
+
+    @property
+    def kms_keys(self) -> list[str]:
+        """The customer keys under which the two secrets may be."""
+        keys = self.kms_key_arn, self.previous_kms_key_arn, self.admin_token_kms_key_arn
+        return list(dict.fromkeys(filter(None, keys)))
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """On everything that can carry them."""
+        return {"pulumi:project": NAMESPACE, "pulumi:stack": self.stack}
 
     @property
     def proxy_job(self) -> str:
@@ -523,7 +589,12 @@ class Settings(_Model):
 
     def check_region(self, region: str) -> None:
         """Raise `SettingsError` where a setting names what the stack's region does not have."""
-        arns = {"adminTokenSecretArn": self.admin_token_secret_arn, "kmsKeyArn": self.kms_key_arn}
+        arns = {
+            "adminTokenSecretArn": self.admin_token_secret_arn,
+            "adminTokenKmsKeyArn": self.admin_token_kms_key_arn,
+            "kmsKeyArn": self.kms_key_arn,
+            "previousKmsKeyArn": self.previous_kms_key_arn,
+        }
         problems = [
             one_line(key, arn, f"is in {arn.split(':')[3]}, and the stack in {region}")
             for key, arn in arns.items()
@@ -566,6 +637,16 @@ class Settings(_Model):
         if problems:
             raise SettingsError("\n".join(problems))
         return settings
+
+
+def _peers(
+    cidrs: Iterable[str] | None, lists: Iterable[str] | None = None, group: str | None = None
+) -> tuple[Peer, ...]:
+    return (
+        *(("cidr_ipv4", cidr) for cidr in cidrs or ()),
+        *(("prefix_list_id", one) for one in lists or ()),
+        *((("referenced_security_group_id", group),) if group is not None else ()),
+    )
 
 
 def _is_text(annotation: Any) -> bool:

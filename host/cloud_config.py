@@ -89,9 +89,9 @@ def described(settings: Settings, region: str, bundle_secret: str) -> str:
     """The user data for people: what follows from the settings, and what identifies the rest."""
     name = f"{settings.server}.gz"
     digest = hashlib.sha256((COMMITTED / name).read_bytes()).hexdigest()
-    return f"# host/user-data/{name} sha256 {digest}\n" + of_settings(
-        settings, region, bundle_secret
-    )
+    # no comment: a preview shows two texts that differ in one only as two long lines
+    first = f"- path: host/user-data/{name}\n  sha256: {digest}\n"
+    return first + of_settings(settings, region, bundle_secret)
 
 
 def of_settings(settings: Settings, region: str, bundle_secret: str) -> str:

@@ -174,7 +174,6 @@ def parsed(text: str) -> dict[str, Any]:
 
 
 def configuration(bundle: dict[str, Any]) -> Files:
-    """The server's configuration, the endpoints and their CAs."""
     conf = bundle.get("configuration")
     if not isinstance(conf, str) or not conf.strip() or re.search("[\0\ud800-\udfff]", conf):
         raise RefusedError("configuration_invalid", "the configuration is no text, or empty")
@@ -196,7 +195,7 @@ def certificate(bundle: dict[str, Any], live: Files | None) -> Files:
 
 
 def validity(files: Files) -> tuple[int, int]:
-    """Begin and end of a certificate; zeros if it is none, or the key is another's."""
+    """Begin and end of a certificate; zeros if it is none with its key."""
     with TemporaryDirectory() as scratch, suppress(ssl.SSLError, ValueError):
         for name in ("certificate.pem", "key.pem"):
             Path(scratch, name).write_bytes(files[name])
@@ -218,7 +217,7 @@ def place(found: Any) -> dict[str, str]:
 
 
 def bearer(text: str, key: str | None) -> str:
-    """The token: a secret's whole text, or the value of a key of its JSON."""
+    """The token: a secret's text, or a value in its JSON."""
     text = text.strip()
     if key or text.startswith("{"):
         key, found = key or "token", parsed(text)
@@ -421,10 +420,9 @@ class Probe:
 def served(port: int, generation: Generation, path: str = OWN_PATH) -> int:
     """The status of a document of a server on this machine, if that serves the generation.
 
-    Who it is and the document are asked over one connection, and so of one worker. Raises OSError
-    or HTTPException; ConnectionRefusedError where it may not be there yet: it starts, or reloads,
-    when for a moment both generations answer. Of the API's documents only the head counts, as
-    where the API itself is asked.
+    One connection for who it is and the document: one worker. Raises OSError or HTTPException,
+    ConnectionRefusedError where it may not be there yet: it starts, or reloads, when for a moment
+    both generations answer. Of a document only the head counts, as where the API itself is asked.
     """
     context = ssl.create_default_context()
     context.check_hostname = False
@@ -464,8 +462,6 @@ def lack(port: int, generation: Generation) -> str:
 
 
 class Sync:
-    """One run."""
-
     def __init__(self, config: Config, store: Store, report: Report) -> None:
         self.config, self.store, self.report = config, store, report
         self.state = State.read(store.folder / "state.json")
@@ -583,14 +579,19 @@ class Sync:
     # -- adopt
 
     def adopt_news(self) -> None:
-        """Adopt what is new, but not what failed within the hour, if there is something to lose."""
+        """Adopt what is new, but not what failed within the hour, if there is something to lose.
+
+        There is none where nothing is in use, nor for a token where the live one is taken nowhere.
+        """
         news = {p: files for p, files in self.offers.items() if self.known.get(p) != files}
         now, failures = time.time(), self.state.failures
         for digest, (_, _, when) in list(failures.items()):
             if not 0 <= now - when < FORGET_SECONDS:
                 del failures[digest]
+        taken = any(answer.good for _, answer in self.upstreams())
         for part, files in list(news.items()):
-            if self.live and (failure := failures.get(self._digest({part: files}))):
+            keeps = self.live and (taken or part != "token")
+            if keeps and (failure := failures.get(self._digest({part: files}))):
                 reason, said, when = failure
                 once = (
                     f"tried {(now - when) / 60:.0f} min ago; again after an hour, or when changed"
@@ -631,7 +632,7 @@ class Sync:
 
     def trial(self, generation: Generation, folder: Path) -> None:
         """The generation serves on a loopback port, and is asked for all that it has to serve."""
-        port = TRIAL_PORTS[os.getpid() % len(TRIAL_PORTS)]  # two syncs at once are only tests'
+        port = TRIAL_PORTS[os.getpid() % len(TRIAL_PORTS)]
         listen = rb"(?im)^(\s*listen\s+)(?:[^\s;]*:)?%d\b" % self.config.port
         moved, conf = rb"\g<1>127.0.0.1:%d" % port, generation.parts["configuration"]["proxy.conf"]
         conf, found = re.subn(listen, moved, conf)
@@ -663,9 +664,9 @@ class Sync:
         self.live = generation
 
     def resume(self) -> None:
-        """After a killed run, or a lost state, what is linked is not what is recorded.
+        """What is linked and not recorded, after a killed run, is in use if it serves.
 
-        If it serves, it is in use. Where there is nothing else it is loaded: its trial is passed.
+        Where there is nothing else it is loaded: it has passed its trial.
         """
         linked = self.store.read(self.store.linked)
         if linked is None or (self.live and self.live.name == linked.name):
@@ -728,7 +729,6 @@ class Sync:
     # -- commands
 
     def command(self, name: str, seconds: int, folder: Path) -> None:
-        """Run it; refuse with what it says."""
         with self._scratch() as scratch, Path(scratch, "said").open("w+b") as said:
             argv = ["timeout", f"{seconds}", *self._argv(name, folder, scratch)]
             status = run(argv, stdin=DEVNULL, stdout=said, stderr=said).returncode
@@ -761,16 +761,12 @@ class Sync:
         text = json.dumps(asdict(self.state))
         self.store.replace("state.json", lambda new: new.write_text(text))
 
-    def _digest(self, news: dict[str, Files]) -> str:
-        """Of what failed. A token is another matter once the API no longer takes the live one."""
-        takes = "token" in news and any(answer.good for _, answer in self.upstreams())
-        text = repr(
-            (takes, [(part, sorted(files.items())) for part, files in sorted(news.items())])
-        )
+    @staticmethod
+    def _digest(news: dict[str, Files]) -> str:
+        text = repr([(part, sorted(files.items())) for part, files in sorted(news.items())])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def remember(self) -> None:
-        """The versions in use, and when they were."""
         used = {part for part, files in self.offers.items() if self.known.get(part) == files}
         self.state.versions |= {part: self.versions[part] for part in used}
         now = time.time()
@@ -799,7 +795,7 @@ class Sync:
         last = "Last sync with the secret in use"
         show("secret_last_success_timestamp_seconds", last, success, "secret")
         of = {part: secret for secret, parts in SECRETS.items() for part in parts}
-        versions = {(of[part], version): 1.0 for part, version in state.versions.items()}
+        versions = {(of[p], version): 1.0 for p, version in state.versions.items() if p in of}
         show("secret_info", "Versions in use", versions, "secret", "version")
         if self.live:
             conf = self.known["configuration"]["proxy.conf"]

@@ -68,7 +68,8 @@ ANSWERS: Answers = {
     },
     "getInstanceTypeOfferings": lambda asked: {"instanceTypes": asked["filters"][0]["values"]},
     "getAmi": lambda _: {"id": "ami-debian13", "architecture": "arm64"},
-    "getSecret": lambda asked: {"arn": asked["arn"]},
+    "getManagedPrefixList": lambda _: {"addressFamily": "IPv4", "maxEntries": 5},
+    "getSecret": lambda asked: {"arn": asked.get("arn", ""), "kmsKeyId": ""},
     "getSecurityGroup": lambda _: {"vpcId": "vpc-1"},
     "getNetworkInterfaces": lambda _: {"ids": []},
 }

@@ -45,6 +45,7 @@ REQUIRED = {
     "apiCidrs": ["10.0.1.0/24"],
 }
 GROUP = "sg-0123456789abcdef0"
+KMS_KEY = "arn:aws:kms:eu-central-1:123456789012:key/0000"
 SECRET = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:sba/token-a1b2c3"
 API = {"name": "api", "path": "/metrics", "upstream": "http://api:9464/metrics"}
 JOBS = {"name": "jobs", "path": "/jobs", "upstream": "http://api:3002/metrics"}
@@ -80,6 +81,30 @@ def endpoint(**changes: object) -> dict[str, object]:
     [
         ({"prometheusCidrs": []}, "prometheusCidrs", "is empty"),
         ({"apiCidrs": []}, "apiCidrs", "is empty"),
+        ({"httpsCidrs": []}, "httpsCidrs", "is empty"),
+        ({"httpsPrefixListIds": []}, "httpsPrefixListIds", "is empty"),
+        ({"recoveryWindowInDays": 6}, "recoveryWindowInDays", "is neither 0 nor 7 to 30"),
+        ({"recoveryWindowInDays": 31}, "recoveryWindowInDays", "is neither 0 nor 7 to 30"),
+        ({"recoveryWindowInDays": -7}, "recoveryWindowInDays", "is neither 0 nor 7 to 30"),
+        *(
+            ({"secretPrefix": prefix}, "secretPrefix", "is not the beginning of a secret's name")
+            for prefix in ("", "/acme", "acme/", "a//b", "a b", "\u00e4", "a\n")
+        ),
+        *(
+            ({"iamPath": path}, "iamPath", "is not an IAM path, with a slash at both ends")
+            for path in ("", "acme", "/acme", "acme/", "//", "/a b/")
+        ),
+        *(
+            (
+                {"permissionsBoundaryArn": arn},
+                "permissionsBoundaryArn",
+                "is not an IAM policy's ARN",
+            )
+            for arn in ("boundary", "arn:aws:iam::1:policy/x", "arn:aws:iam::123456789012:role/x")
+        ),
+        ({"prometheusSecurityGroupId": "sg-x"}, "prometheusSecurityGroupId", "is not a security"),
+        ({"adminTokenKmsKeyArn": "alias/x"}, "adminTokenKmsKeyArn", "is not the ARN of a KMS key"),
+        ({"previousKmsKeyArn": "alias/x"}, "previousKmsKeyArn", "is not the ARN of a KMS key"),
         ({"port": 1023}, "port", "greater than or equal to 1024"),
         ({"port": 61_000}, "port", "less than or equal to 60999"),
         ({"port": "http"}, "port", "valid integer"),
@@ -104,6 +129,14 @@ def test_a_bad_setting_is_refused_in_one_line_with_key_and_value(
     line = refusal(**config)
     assert line.startswith(f"metrics-proxy:{key}: {json.dumps(config[key])} ")
     assert problem in line
+
+
+@pytest.mark.parametrize(
+    ("key", "longest"), [("secretPrefix", "x" * 400), ("iamPath", f"/{'x' * 510}/")]
+)
+def test_a_name_has_a_longest(key: str, longest: str) -> None:
+    assert parse(**{key: longest})
+    assert key in refusal(**{key: longest.replace("x", "xx", 1)})
 
 
 @pytest.mark.parametrize(
@@ -473,7 +506,17 @@ EXAMPLE: dict[str, Any] = {
     **REQUIRED,
     "amiId": "ami-0123456789abcdef0",
     "privateIp": "10.0.1.7",
-    "kmsKeyArn": "arn:aws:kms:eu-central-1:123456789012:key/0000",
+    "prometheusSecurityGroupId": GROUP,
+    "prometheusPrefixListIds": ["pl-0123456789abcdef0"],
+    "httpsCidrs": ["52.0.0.0/11"],
+    "httpsPrefixListIds": ["pl-0123456789abcdef1"],
+    "kmsKeyArn": KMS_KEY,
+    "previousKmsKeyArn": KMS_KEY,
+    "adminTokenKmsKeyArn": KMS_KEY,
+    "secretPrefix": "acme/metrics-proxy",
+    "recoveryWindowInDays": 7,
+    "iamPath": "/acme/proxies/",
+    "permissionsBoundaryArn": "arn:aws:iam::123456789012:policy/acme/boundary",
     "endpoints": [API, {**JOBS, "upstream": "https://api/metrics", "ca": CERTIFICATE}],
     "server": "apache",
     "serverName": "proxy.example.com",

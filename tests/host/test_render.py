@@ -341,7 +341,7 @@ def test_what_follows_from_the_settings_is_not_compressed(make: Make) -> None:
     assert text.encode() in cloud_config.render(settings, REGION, BUNDLE_SECRET)
     described = cloud_config.described(settings, REGION, BUNDLE_SECRET)
     assert re.fullmatch(
-        r"# host/user-data/nginx\.gz sha256 [0-9a-f]{64}\n" + re.escape(text), described
+        r"- path: host/user-data/nginx\.gz\n  sha256: [0-9a-f]{64}\n" + re.escape(text), described
     )
 
 

@@ -73,6 +73,7 @@ STATES: dict[str, Callable[[str], str] | None] = {
     "generation of nobody": change(generation="gen-1"),
     "generation elsewhere": change(generation="../../etc"),
     "versions a list": change(versions=[]),
+    "versions of nothing": change(versions={"nothing": "1"}),
     "versions of numbers": change(versions={"token": 1}),
     "success text": change(success={"token": "yesterday"}),
     "success null": change(success=None),

@@ -174,8 +174,10 @@ def test_what_fails_only_when_loaded_is_put_back(synced: Machine, kind: str) -> 
     assert synced.reloaded() == before + 1
     fails(synced, *synced.reasons())
     assert synced.scrape() == 200
-    # the live token is revoked: the other cannot be worse, and is tried at once
+    # the live token is revoked: the other cannot be worse, and is tried at every sync
     synced.tokens.remove("first-token")
+    (synced.folder / "once").unlink()
+    fails(synced, *synced.reasons())
     ok(synced)
     assert synced.token() == SECOND
     assert synced.scrape() == 200

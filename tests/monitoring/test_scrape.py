@@ -280,6 +280,7 @@ def test_an_api_without_a_content_type_is_read_with_a_fallback_only(
     assert [one["value"][1] for one in series] == [up]
 
 
+@pytest.mark.parametrize("prometheus", ["built", "debian"], indirect=True)
 def test_prometheus_has_one_steady_series_per_endpoint(
     settings: MakeSettings, prometheus: Prometheus, certificate: Path, tmp_path: Path
 ) -> None:
