@@ -23,8 +23,9 @@ from sandbox.machines.vm.machine import VirtualMachine
 from sandbox.processes import wait
 from sandbox.system import Sandbox
 from tests.certificates import DAY, self_signed
-from tests.vm.faults import PROXY, Cause, World, bundle, denied, revoked, token
+from tests.vm.faults import PROXY, SYNC, Cause, World, bundle, denied, revoked, token
 
+TIMER = "metrics-proxy-sync.timer"
 RULES = Path("ops/prometheus/rules.yml")
 
 HOLD: Final = 5
@@ -150,7 +151,8 @@ CAUSES = [
     ),
     Real(
         name="the proxy is stopped",
-        cause=commands(f"systemctl stop {PROXY}", f"systemctl start {PROXY}"),
+        # its sync, too, which would start it again
+        cause=commands(*(f"systemctl {it} {TIMER} {SYNC} {PROXY}" for it in ("stop", "start"))),
         fires=one("SbaProxyDown"),
     ),
     Real(name="the API is stopped", cause=api_stopped, fires=one("SbaUpstreamDown", *BOTH)),
@@ -177,7 +179,7 @@ CAUSES = [
     ),
     Real(
         name="the sync is stopped",
-        cause=commands(*(f"systemctl {it} metrics-proxy-sync.timer" for it in ("stop", "start"))),
+        cause=commands(*(f"systemctl {it} {TIMER}" for it in ("stop", "start"))),
         fires=one("SbaSyncStopped"),
     ),
     Real(
