@@ -7,8 +7,7 @@ import pulumi
 import components as c
 from config import stack
 from host import cloud_config, proxy
-from monitoring import alerts, scrape
-from monitoring.classic import load_dashboard
+from monitoring import alerts, classic, scrape
 from monitoring.dashboard import deployable
 
 with stack.refusals():
@@ -18,14 +17,13 @@ with stack.refusals():
     place = c.ask(settings, bundle_secret)
     user_data = cloud_config.render(settings, place.region, bundle_secret)
     file = Path(__file__).parent / settings.grafana.dashboard
-    dashboard = deployable(load_dashboard(file), settings) if settings.grafana.enabled else None
+    enabled = settings.grafana.enabled
+    dashboard = deployable(classic.load_dashboard(file), settings) if enabled else None
 
 if dashboard is not None:
-    monitoring = c.Monitoring(
-        "monitoring", c.MonitoringArgs(settings=settings, dashboard=dashboard)
-    )
-    c.before_aws(monitoring.dashboard)
-    pulumi.export("dashboardUrl", monitoring.dashboard_url)
+    seen = c.Monitoring("monitoring", c.MonitoringArgs(settings=settings, dashboard=dashboard))
+    c.before_aws(seen.dashboard)
+    pulumi.export("dashboardUrl", seen.dashboard_url)
 network = c.ProxyNetwork("network", c.ProxyNetworkArgs(settings=settings, vpc_id=place.vpc_id))
 tls = c.Certificates("tls", c.CertificatesArgs(settings=settings, ip_address=network.private_ip))
 secrets = c.ProxySecrets(
@@ -47,9 +45,8 @@ host = c.ProxyHost(
 pulumi.export("proxyUrl", pulumi.Output.concat("https://", network.private_ip, f":{settings.port}"))
 pulumi.export("privateIp", network.private_ip)
 pulumi.export("caCertificate", tls.ca_certificate)
-forms = pulumi.Output.all(network.private_ip, tls.ca_certificate).apply(
-    lambda target: scrape.forms(settings, *target)
-)
+target = pulumi.Output.all(network.private_ip, tls.ca_certificate)
+forms = target.apply(lambda it: scrape.forms(settings, *it))
 for form in scrape.FORMS:
     pulumi.export(form, forms[form])
 pulumi.export("prometheusRules", alerts.rules_file(settings, dashboard))

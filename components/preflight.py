@@ -38,12 +38,14 @@ def ask(settings: Settings, bundle_secret: str) -> Place:
     """
     try:
         region = aws.get_region().region
+        settings.check_region(region)
         aws.get_caller_identity()
+    except SettingsError:
+        raise
     except Exception as error:
         raise SettingsError(
             f"aws: set aws:region and log in (AWS_PROFILE, ...): {_words(error)}"
         ) from None
-    settings.check_region(region)
     if settings.token_secret is not None:
         with _about("adminTokenSecretArn", settings.token_secret):
             _check_secret(settings)
@@ -54,10 +56,13 @@ def ask(settings: Settings, bundle_secret: str) -> Place:
             raise ValueError("is a public subnet, in which the machine has no route out")
     with _about("instanceType", settings.instance_type):
         runs = _architectures(settings.instance_type, subnet.availability_zone)
-    with _about("amiId", settings.ami_id or "the newest image of Debian 13"):
-        ami = settings.ami_id or newest_debian(runs)
-        if settings.ami_id is not None:
-            _check_image(settings.ami_id, settings.instance_type, runs)
+    if settings.ami_id is None:
+        hint = " (where an account allows some images only, name one of them)"
+        with _about("amiId", "the newest image of Debian 13", hint):
+            ami = newest_debian(runs)
+    else:
+        with _about("amiId", ami := settings.ami_id):
+            _check_image(ami, settings.instance_type, runs)
     for key, group in (
         ("apiSecurityGroupId", settings.api_security_group_id),
         ("prometheusSecurityGroupId", settings.prometheus_security_group_id),
@@ -86,14 +91,14 @@ def _words(error: Exception) -> str:
 
 
 @contextmanager
-def _about(key: str, value: str) -> Iterator[None]:
+def _about(key: str, value: str, hint: str = "") -> Iterator[None]:
     """Say what goes wrong in here in one line; a `ValueError` is of our own."""
     try:
         yield
     except ValueError as error:
         raise SettingsError(one_line(key, value, str(error))) from None
     except Exception as error:
-        raise SettingsError(one_line(key, value, f"is not found: {_words(error)}")) from None
+        raise SettingsError(one_line(key, value, f"is not found{hint}: {_words(error)}")) from None
 
 
 def _check_secret(settings: Settings) -> None:
@@ -183,9 +188,10 @@ def _architectures(instance_type: str, zone: str) -> list[str]:
 
 
 def newest_debian(architectures: list[str]) -> str:
-    """The id of the newest Debian 13 of the first of these architectures."""
+    """The id of the newest release of Debian 13, of the first of these architectures."""
     wanted = architectures[0]
-    filters = {"name": f"debian-13-{_ARCHITECTURES[wanted]}-*", "architecture": wanted}
+    # releases have a date there; dailies and builds of developers have a word
+    filters = {"name": f"debian-13-{_ARCHITECTURES[wanted]}-20*", "architecture": wanted}
     return aws.ec2.get_ami(
         owners=[DEBIAN],
         most_recent=True,

@@ -42,12 +42,14 @@ class ProxyNetwork(pulumi.ComponentResource):
         )
         self.security_group_id = group.id
 
-        def rule(kind: type[Rule], role: str, text: str, port: int, peer: Peer) -> None:
+        def rule(
+            kind: type[Rule], role: str, text: str, port: int, peer: Peer, protocol: str = "tcp"
+        ) -> None:
             kind(
                 f"{name}-{role}",
                 security_group_id=group.id,
                 description=text,
-                ip_protocol="tcp",
+                ip_protocol=protocol,
                 from_port=port,
                 to_port=port,
                 tags=settings.tags,
@@ -58,7 +60,7 @@ class ProxyNetwork(pulumi.ComponentResource):
         for peer in settings.prometheus:
             ingress = aws.vpc.SecurityGroupIngressRule
             rule(ingress, f"from-{peer[1]}", "Prometheus", settings.port, peer)
-        # VPC DNS, IMDS and the time service are not subject to security groups.
+        # Amazon's own DNS, IMDS and the time service are not subject to security groups.
         out = {(443, peer): "AWS APIs and Debian packages" for peer in settings.https}
         ports = sorted({endpoint.port for endpoint in settings.endpoints})
         out |= {(port, peer): "The API" for port in ports for peer in settings.api}
@@ -66,6 +68,10 @@ class ProxyNetwork(pulumi.ComponentResource):
             whom = {ANYWHERE: "https", settings.api_security_group_id: f"api-{port}"}
             role = f"to-{whom.get(peer[1], f'{peer[1]}-{port}')}"
             rule(aws.vpc.SecurityGroupEgressRule, role, text, port, peer)
+        for server in settings.dns_servers or ():
+            for protocol in ("tcp", "udp"):
+                role, peer = f"to-dns-{server}-{protocol}", ("cidr_ipv4", f"{server}/32")
+                rule(aws.vpc.SecurityGroupEgressRule, role, "DNS", 53, peer, protocol)
         interface = aws.ec2.NetworkInterface(
             f"{name}-interface",
             subnet_id=settings.subnet_id,

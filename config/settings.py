@@ -149,6 +149,11 @@ def _host(host: str) -> None:
         raise ValueError(f"spells an address in an unusual way; write {address}")
 
 
+def _server(value: str) -> str:
+    _host(value)
+    return value
+
+
 def _upstream(value: str) -> str:
     try:
         url = urlsplit(value)
@@ -258,6 +263,7 @@ KmsKey = Annotated[
     str | None,
     _matches(r"arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:key/[A-Za-z0-9-]+", "the ARN of a KMS key"),
 ]
+DnsServer = Annotated[str, AfterValidator(_ipv4), AfterValidator(_server)]
 _DNS_NAME = _matches(_HOSTNAME.pattern, "a DNS name in lower case")
 Server = Literal["nginx", "apache"]
 Number = BeforeValidator(_number)
@@ -482,6 +488,10 @@ class Settings(_Model):
     job: Annotated[str, _matches(r"[A-Za-z0-9_.:/-]{1,100}", "a job label")] = "sba-api"
     fallback_scrape_protocol: ScrapeProtocol | None = None
     """How Prometheus 3 reads an API whose Content-Type it does not know; 2 refuses the key."""
+    dns_servers: Several[DnsServer] | None = None
+    reboot_time: Annotated[
+        str | None, _matches(r"([01]\d|2[0-3]):[0-5]\d", "a time of day such as 03:30")
+    ] = None
     protect: bool = False
     grafana: Grafana = Grafana()
     workers: Workers = Workers()
@@ -501,7 +511,10 @@ class Settings(_Model):
         ports = {endpoint.port for endpoint in self.endpoints}
         for names, rules in (
             ("prometheusCidrs", len(self.prometheus)),
-            ("endpoints and apiCidrs", len(self.https) + len(ports) * len(self.api)),
+            (
+                "endpoints, apiCidrs and dnsServers",
+                len(self.https) + len(ports) * len(self.api) + 2 * len(self.dns_servers or ()),
+            ),
         ):
             if rules > RULES_MAX:
                 raise ValueError(
@@ -588,7 +601,11 @@ class Settings(_Model):
         return found[part] if found else None
 
     def check_region(self, region: str) -> None:
-        """Raise `SettingsError` where a setting names what the stack's region does not have."""
+        """Raise `SettingsError` for a region without Debian's images, or of which a setting names
+        what it does not have."""
+        for prefix, name in (("cn-", "China"), ("us-gov-", "GovCloud")):
+            if region.startswith(prefix):
+                raise SettingsError(f'aws:region: "{region}" is in {name}, which is not supported')
         arns = {
             "adminTokenSecretArn": self.admin_token_secret_arn,
             "adminTokenKmsKeyArn": self.admin_token_kms_key_arn,

@@ -35,6 +35,13 @@ SYNC: Final = "/opt/metrics-proxy/sync.py"
 HEADERS: Final = "/opt/metrics-proxy/headers.lua"
 SERVER_CONFIG: Final = "/etc/metrics-proxy/server.json"
 SYNC_CONFIG: Final = "/etc/metrics-proxy/sync.json"
+REBOOT: Final = "/etc/apt/apt.conf.d/91reboot"
+INSTALLED: Final = "/var/lib/cloud/instance/metrics-proxy"
+"""The mark of a machine whose installation has succeeded."""
+
+INSTALL_UNIT: Final = "install-metrics-proxy.service"
+"""Not of the name whose units are confined (`metrics-.service.d`)."""
+
 PROXY_UNIT: Final = "metrics-proxy.service"
 SYNC_UNIT: Final = "metrics-proxy-sync.service"
 SYNC_TIMER: Final = "metrics-proxy-sync.timer"
@@ -102,6 +109,7 @@ def of_settings(settings: Settings, region: str, bundle_secret: str) -> str:
         "interval": settings.sync_interval,
         "port": settings.port,
     }
+    reboot = f'Automatic-Reboot 1;Automatic-Reboot-Time "{settings.reboot_time}";'
     return _items(
         {
             SYNC_CONFIG: _json(sync_config),
@@ -111,30 +119,29 @@ def of_settings(settings: Settings, region: str, bundle_secret: str) -> str:
             f"{_UNITS}/{SYNC_TIMER}.d/interval.conf": (
                 f"[Timer]\nOnUnitInactiveSec={settings.sync_interval}\n"
             ),
+            **({REBOOT: f"Unattended-Upgrade{{{reboot}}};\n"} if settings.reboot_time else {}),
         }
     )
 
 
 def of_server(server: str) -> str:
     """A cloud-config whose last key is `write_files`: all that a server's machines share."""
-    package = SERVERS[server]["package"]
     document = {
-        # The package must not start its own unit when it is installed; nothing listens but
-        # the proxy.
         "bootcmd": [
+            # what follows is done at every boot: a power failure may have lost what was written,
+            # and not the mark that it was
+            "cd /var/lib/cloud/instance/sem; "
+            "rm -f config_write_files config_runcmd config_scripts_user",
+            # the package must not start its own unit when it is installed; nothing listens but
+            # the proxy
             [
-                *("cloud-init-per", "once", "mask", "systemctl", "mask", "--now"),
-                *(f"{package}.service", "ssh.service", "ssh.socket"),
-            ]
+                *("systemctl", "mask", "--now", f"{SERVERS[server]['package']}.service"),
+                *("ssh.service", "ssh.socket"),
+            ],
         ],
         "runcmd": [
-            # cloud-init's own "packages" is given up when the mirror does not answer at once
-            f"export DEBIAN_FRONTEND=noninteractive; until apt-get -q update && "
-            f"apt-get -qy install {' '.join([package, *EVERYWHERE])}; do sleep 9; done",
-            ["systemd-sysusers"],
             ["systemctl", "daemon-reload"],
-            ["systemctl", "restart", *(f"systemd-{name}" for name in RESTARTED)],
-            ["systemctl", "enable", "--now", SYNC_TIMER],
+            ["systemctl", "start", "--no-block", INSTALL_UNIT],
         ],
     }
     text = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=1000)
@@ -145,6 +152,9 @@ def _files(server: str) -> dict[str, str]:
     """Files that do not depend on a stack's settings: path → text."""
     names = {
         "server": server,
+        "packages": " ".join([SERVERS[server]["package"], *EVERYWHERE]),
+        "restarted": " ".join(f"systemd-{name}" for name in RESTARTED),
+        "installed": INSTALLED,
         "unit": SERVERS[server],
         "command": f"/usr/bin/python3 -I {SYNC} {SERVER_CONFIG} {SYNC_CONFIG}",
     }
@@ -158,6 +168,7 @@ def _files(server: str) -> dict[str, str]:
         SYNC: Path(__file__).with_name("sync.py").read_text(),
         SERVER_CONFIG: _json(commands),
         **({HEADERS: template("headers.lua")} if server == "apache" else {}),
+        f"{_UNITS}/{INSTALL_UNIT}": template(f"{INSTALL_UNIT}.j2"),
         f"{_UNITS}/{PROXY_UNIT}": template(f"{PROXY_UNIT}.j2"),
         f"{_UNITS}/{SYNC_UNIT}": template(f"{SYNC_UNIT}.j2"),
         f"{_UNITS}/{SYNC_TIMER}": template(SYNC_TIMER),

@@ -25,6 +25,13 @@ from sandbox import organisation as policies
 
 REGION: Final = "eu-central-1"
 DEBIAN = "136693071363"  # the account that publishes Debian's images
+ACCOUNT: Final = "123456789012"  # moto's
+BAKED: Final = {"x86_64": f"ami-0{'c' * 15}0", "arm64": f"ami-0{'c' * 15}1"}
+"""An image of one's own that has the packages, by architecture."""
+
+REFUSED_ONCE: Final = "sandbox:refused-once"
+"""A tag of an interface: the error code with which the next start of a machine on it is refused."""
+
 EC2 = "ec2.amazonaws.com"  # an IAM user of this name stands for the EC2 service itself
 
 
@@ -152,6 +159,8 @@ def _mend() -> None:
     """Make moto refuse what AWS refuses, where this project depends on it (moto 5.2.5)."""
     from moto.core.exceptions import AccessDeniedError, JsonRESTError
     from moto.core.types import Base64EncodedString
+    from moto.ec2.exceptions import EC2ClientError
+    from moto.ec2.models import EC2Backend
     from moto.ec2.models.amis import Ami, AmiBackend
     from moto.ec2.models.instances import Instance
     from moto.ec2.responses import instances as responses
@@ -257,23 +266,54 @@ def _mend() -> None:
             interface.status = "available"
         return state
 
+    run = EC2Backend.run_instances
+
+    def run_instances(self: EC2Backend, image_id: str, *arguments: Any, **options: Any) -> Any:
+        """What a machine is made of is looked at when it is started, and not before."""
+        [image] = self.describe_images(ami_ids=[image_id])
+        [found] = self.describe_instance_types([options["instance_type"]])
+        runs = found["ProcessorInfo"]["SupportedArchitectures"]
+        if image.architecture not in runs:
+            raise EC2ClientError(
+                "InvalidParameterValue",
+                f"The architecture '{', '.join(runs)}' of the specified instance type does not "
+                f"match the architecture '{image.architecture}' of the specified AMI.",
+            )
+        for named in filter(None, (n.get("NetworkInterfaceId") for n in options.get("nics", ()))):
+            interface = self.get_network_interface(named)
+            if interface.status == "in-use":
+                raise EC2ClientError(
+                    "InvalidNetworkInterface.InUse", f"Interface: [{named}] in use."
+                )
+            tags = {tag["key"]: tag["value"] for tag in interface.get_tags()}
+            if code := tags.get(REFUSED_ONCE):
+                self.delete_tags([named], {REFUSED_ONCE: code})
+                raise EC2ClientError(code, f"{code}: for once, says the tag {REFUSED_ONCE}")
+        return run(self, image_id, *arguments, **options)
+
     def load_amis(self: AmiBackend) -> None:
         """Debian's images instead of the thousand that moto brings, none of which is Debian's."""
-        for number, architecture in enumerate(("amd64", "arm64")):
-            for date, digit in (("20250814-2204", "a"), ("20251117-2299", "b")):
-                name = f"debian-13-{architecture}-{date}"
-                ami_id = f"ami-0{digit * 15}{number}"
+        for number, (architecture, own) in enumerate(BAKED.items()):
+            debian = f"debian-13-{'amd64' if architecture == 'x86_64' else architecture}"
+            for ami_id, owner, name, date in (
+                (f"ami-0{'a' * 15}{number}", DEBIAN, f"{debian}-20250814-2204", "20250814"),
+                (f"ami-0{'b' * 15}{number}", DEBIAN, f"{debian}-20251117-2299", "20251117"),
+                # newer, and nothing to build on
+                (f"ami-0{'d' * 15}{number}", DEBIAN, f"{debian}-daily-20251201-2313", "20251201"),
+                (f"ami-0{'e' * 15}{number}", DEBIAN, f"{debian}-dev-20251202-2314", "20251202"),
+                (own, ACCOUNT, f"metrics-proxy-{architecture}", "20251118"),
+            ):
                 self.amis[ami_id] = Ami(
                     self,
                     ami_id,
                     name=name,
-                    description=f"Debian 13 ({date})",
-                    owner_id=DEBIAN,
-                    public=True,
+                    description=f"{name} ({date})",
+                    owner_id=owner,
+                    public=owner == DEBIAN,
                     virtualization_type="hvm",
-                    architecture="x86_64" if architecture == "amd64" else architecture,
-                    creation_date=datetime.strptime(date[:8], "%Y%m%d").replace(tzinfo=UTC),
-                    image_location=f"{DEBIAN}/{name}",
+                    architecture=architecture,
+                    creation_date=datetime.strptime(date, "%Y%m%d").replace(tzinfo=UTC),
+                    image_location=f"{owner}/{name}",
                     hypervisor="xen",
                     root_device_type="ebs",
                     root_device_name="/dev/xvda",
@@ -294,6 +334,7 @@ def _mend() -> None:
             }.items()
         ),
         (Instance, "terminate", terminate),
+        (EC2Backend, "run_instances", run_instances),
         (AmiBackend, "_load_amis", load_amis),
         (responses, "parse_user_data", parse_user_data),
     ):

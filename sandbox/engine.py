@@ -7,7 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,6 +48,8 @@ class Engine:
             "PULUMI_CONFIG_PASSPHRASE": PASSPHRASE,
             "PULUMI_SKIP_UPDATE_CHECK": "true",
             "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
+            "GRAFANA_URL": "http://grafana.invalid",
+            "GRAFANA_AUTH": "sandbox",
             "SANDBOX_PYTHON": sys.executable,
             "SANDBOX_GRAFANA_PROVISIONING": str(self.provisioning),
         }
@@ -94,9 +96,16 @@ class Engine:
             capture_output=True,
         )
 
-    def up(self, output: Callable[[str], object] | None = None) -> dict[str, int]:
+    def up(
+        self,
+        output: Callable[[str], object] | None = None,
+        *,
+        refresh: bool = False,
+        replace: Sequence[str] = (),
+    ) -> dict[str, int]:
         """Deploy; what changed, by operation (`same`, `create`, `update`, …)."""
-        return dict(self._run(self.stack.up, output).summary.resource_changes or {})
+        result = self._run(self.stack.up, output, refresh=refresh, replace=list(replace))
+        return dict(result.summary.resource_changes or {})
 
     def preview(
         self, output: Callable[[str], object] | None = None, *, diff: bool = False

@@ -251,7 +251,7 @@ class Sandbox:
                 running.stop()
             self.state["instance"] = instance
             self.machine.run(self.account, instance, new=new)
-            wait(self._machine_serves, "the proxy to answer (logs/host.log)", 180)
+            wait(self._machine_serves, "the proxy to answer (logs/host.log)", 300)
 
     def _machine_serves(self) -> bool:
         if self.process("host") is None:

@@ -69,13 +69,6 @@ class Kind:
     def check(self, inputs: Values) -> Problems | None:
         """What is wrong with these inputs, beyond the schema; inputs may be UNKNOWN."""
 
-    def check_new(self, inputs: Values) -> Problems | None:
-        """What is wrong with these inputs for something that is yet to be made.
-
-        The engine asks again without the old inputs when a change turns out to be a replacement:
-        only then do ignored inputs have their new values.
-        """
-
     def derive(self, inputs: Values) -> Values | None:
         """Outputs that a plan knows already."""
 
@@ -221,8 +214,6 @@ class Provider(rpc.Provider):
             ]
         if not found:
             found = list(kind.check({**chosen, **values}) or ())
-        if not found and not request.old_inputs:
-            found = list(kind.check_new({**chosen, **values}) or ())
         return rpc.CheckResponse(
             inputs={**inputs, **wire_all({**chosen, AUTONAMED: sorted(chosen)})},
             failures=[rpc.CheckFailure(path, problem) for path, problem in found],

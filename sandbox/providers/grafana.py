@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from uuid import uuid4
 
 import yaml
+from pulumi.provider.experimental import provider as rpc
 from pulumi.runtime.rpc import UNKNOWN
 
 from sandbox.providers import base
@@ -157,12 +158,14 @@ class Folder(Kind):
         return {}
 
     def delete(self, it: Existing) -> None:
-        """Refused while something is in it, which the real provider would delete along."""
+        """With all that is in it, unless it is told not to."""
         uid = it.state["uid"]
         inside = [*root("dashboards", uid).glob("*.json"), *groups(uid)]
-        if inside:
+        if inside and it.state["preventDestroyIfNotEmpty"]:
             names = ", ".join(file.name for file in inside)
             raise UserError(f"folder {uid} is in use by {names}, so it is not deleted")
+        for file in inside:
+            file.unlink()
         folder_file(uid).unlink()
         root("dashboards", uid).rmdir()
 
@@ -378,7 +381,7 @@ class RuleGroup(Kind):
 
 
 class Grafana(base.Provider):
-    """The provider; address and credentials are accepted and not used."""
+    """The provider; address and credentials have to be there, and are not used."""
 
     package = "grafana"
     settings = frozenset({"auth", "url"})
@@ -387,6 +390,40 @@ class Grafana(base.Provider):
         super().__init__()
         kinds: list[Kind] = [Folder(), Dashboard(), RuleGroup()]
         self.kinds = {kind.type: kind for kind in kinds}
+
+    def _given(self, key: str) -> str:
+        return str(self.config.get(key) or os.environ.get(f"GRAFANA_{key.upper()}") or "")
+
+    async def configure(self, request: rpc.ConfigureRequest) -> rpc.ConfigureResponse:
+        """The URL is looked at in a preview too."""
+        answer = await super().configure(request)
+        url = self._given("url")
+        if url and not re.match("https?://.", url):
+            raise UserError(f"grafana:url: {url!r} must be a URL with http:// or https://")
+        return answer
+
+    async def create(self, request: rpc.CreateRequest) -> rpc.CreateResponse:
+        self._need_client(preview=request.preview)
+        return await super().create(request)
+
+    async def read(self, request: rpc.ReadRequest) -> rpc.ReadResponse:
+        self._need_client()
+        return await super().read(request)
+
+    async def update(self, request: rpc.UpdateRequest) -> rpc.UpdateResponse:
+        self._need_client(preview=request.preview)
+        return await super().update(request)
+
+    async def delete(self, request: rpc.DeleteRequest) -> None:
+        self._need_client()
+        await super().delete(request)
+
+    def _need_client(self, *, preview: bool = False) -> None:
+        """Without a URL or credentials a preview is clean, and all else fails."""
+        if not preview and not (self._given("url") and self._given("auth")):
+            raise UserError(
+                "the Grafana client is required. Set the auth and url provider attributes"
+            )
 
 
 if __name__ == "__main__":

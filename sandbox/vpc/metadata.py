@@ -14,9 +14,8 @@ from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
 from typing import Any, Final
 
-from sandbox.aws import Account
+from sandbox.aws import ACCOUNT, Account
 
-OWNER: Final = "123456789012"  # moto's account
 VERSIONS: Final = ("latest", "2009-04-04", "2016-09-02", "2018-09-24", "2021-03-23")
 TOKEN_SECONDS: Final = 21_600
 
@@ -64,7 +63,7 @@ class Record:
         groups = "\n".join(group["GroupName"] for group in interface["Groups"])
         profile = instance["IamInstanceProfile"]["Arn"]
         document = {
-            "accountId": OWNER,
+            "accountId": ACCOUNT,
             "architecture": instance["Architecture"],
             "availabilityZone": zone,
             "imageId": instance["ImageId"],
@@ -80,7 +79,7 @@ class Record:
             "local-hostname": name,
             "local-ipv4s": address,
             "mac": interface["MacAddress"],
-            "owner-id": OWNER,
+            "owner-id": ACCOUNT,
             "security-groups": groups,
             "subnet-id": subnet,
             "subnet-ipv4-cidr-block": subnets[0]["CidrBlock"],

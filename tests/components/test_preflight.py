@@ -121,7 +121,8 @@ def public(table: str) -> Any:
         (
             {},
             {"getAmi": fails("no results")},
-            'amiId: "the newest image of Debian 13" is not found: no results',
+            'amiId: "the newest image of Debian 13" is not found '
+            "(where an account allows some images only, name one of them): no results",
         ),
         ({"amiId": AMI}, {"getAmi": fails("gone")}, f'amiId: "{AMI}" is not found: gone'),
         (

@@ -292,6 +292,16 @@ def test_a_rule_that_two_settings_ask_for_is_made_once(deploy: Deploy) -> None:
     assert [(r["cidrIpv4"], r["fromPort"]) for r in cloud.all(EGRESS)] == [("10.30.0.0/24", 443)]
 
 
+def test_dns_servers_are_reached_by_both_protocols(deploy: Deploy) -> None:
+    def rules(cloud: Cloud) -> set[tuple[str, str, int, int]]:
+        keys = ("cidrIpv4", "ipProtocol", "fromPort", "toPort")
+        return {tuple(rule[key] for key in keys) for rule in cloud.all(EGRESS)}
+
+    servers = ["10.20.0.53", "10.20.1.53"]
+    added = rules(deploy(dnsServers=servers)) - rules(deploy())
+    assert added == {(f"{s}/32", p, 53, 53) for s in servers for p in ("tcp", "udp")}
+
+
 def test_what_the_sync_brings_leaves_the_machine_alone(deploy: Deploy) -> None:
     before = deploy()
     after = deploy(
@@ -334,6 +344,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "httpsPrefixListIds": {"httpsPrefixListIds": ["pl-0123456789abcdef0"]},
     "syncInterval": {"syncInterval": 30},
     "searchDomain": {"searchDomain": "example.com"},
+    "dnsServers": {"dnsServers": ["10.20.0.53"]},
+    "rebootTime": {"rebootTime": "03:30"},
     "job": {"job": "api"},
     "fallbackScrapeProtocol": {"fallbackScrapeProtocol": "PrometheusText0.0.4"},
     "protect": {"protect": True},
@@ -413,7 +425,7 @@ def test_the_image_is_the_newest_debian_of_the_types_architecture(
         "owners": ["136693071363"],
         "mostRecent": True,
         "filters": [
-            {"name": "name", "values": [f"debian-13-{debian}-*"]},
+            {"name": "name", "values": [f"debian-13-{debian}-20*"]},
             {"name": "architecture", "values": [architecture]},
         ],
     }
@@ -575,4 +587,5 @@ def test_a_missing_dashboard_is_refused(deploy: Deploy) -> None:
 def test_user_data_is_a_cloud_config(deploy: Deploy) -> None:
     text = user_data(deploy())
     assert text.startswith("#cloud-config\n")
-    assert "apt-get -qy install nginx " in yaml.safe_load(text)["runcmd"][0]
+    assert "install nginx " in text
+    assert yaml.safe_load(text)["runcmd"]

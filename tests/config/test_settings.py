@@ -120,6 +120,9 @@ def endpoint(**changes: object) -> dict[str, object]:
         ({"syncInterval": 0}, "syncInterval", "greater than or equal to 1"),
         ({"fallbackScrapeProtocol": "text"}, "fallbackScrapeProtocol", "'PrometheusText0.0.4'"),
         ({"protect": "yes"}, "protect", "valid boolean"),
+        ({"dnsServers": []}, "dnsServers", "is empty"),
+        ({"rebootTime": "3:30"}, "rebootTime", "a time of day such as 03:30"),
+        ({"rebootTime": "24:00"}, "rebootTime", "a time of day such as 03:30"),
         ({"kmsKeyArn": SECRET}, "kmsKeyArn", "the ARN of a KMS key"),
     ],
 )
@@ -353,6 +356,28 @@ def test_what_another_region_holds_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("region", "name"), [("cn-north-1", "China"), ("us-gov-west-1", "GovCloud")]
+)
+def test_regions_without_debians_images_are_refused_by_name(region: str, name: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse().check_region(region)
+    assert str(caught.value) == f'aws:region: "{region}" is in {name}, which is not supported'
+
+
+@pytest.mark.parametrize(
+    ("servers", "line"),
+    [
+        (["10.0.0.53/32"], '[0]: "10.0.0.53/32" is not an IPv4 address'),
+        (["dns.internal"], '[0]: "dns.internal" is not an IPv4 address'),
+        (["10.0.0.53", "169.254.1.1"], '[1]: "169.254.1.1" names 169.254.1.1, which is no host\'s'),
+        (["10.0.0.53", "10.0.0.53"], ": names 10.0.0.53 twice"),
+    ],
+)
+def test_dns_servers_are_addresses(servers: list[str], line: str) -> None:
+    assert refusal(dnsServers=servers).startswith(f"metrics-proxy:dnsServers{line}")
+
+
+@pytest.mark.parametrize(
     ("most", "more", "names"),
     [
         (
@@ -363,7 +388,12 @@ def test_what_another_region_holds_is_refused() -> None:
         (
             {"apiCidrs": [f"10.1.{n}.0/24" for n in range(29)], "endpoints": [API, JOBS]},
             {"apiCidrs": [f"10.1.{n}.0/24" for n in range(30)], "endpoints": [API, JOBS]},
-            "endpoints and apiCidrs",
+            "endpoints, apiCidrs and dnsServers",
+        ),
+        (
+            {"dnsServers": [f"10.1.0.{n}" for n in range(28)], "endpoints": [API, JOBS]},
+            {"dnsServers": [f"10.1.0.{n}" for n in range(29)], "endpoints": [API, JOBS]},
+            "endpoints, apiCidrs and dnsServers",
         ),
     ],
 )
@@ -524,6 +554,8 @@ EXAMPLE: dict[str, Any] = {
     "instanceType": "t4g.small",
     "syncInterval": 30,
     "searchDomain": "example.com",
+    "dnsServers": ["10.0.0.53", "10.0.1.53"],
+    "rebootTime": "03:30",
     "job": "api",
     "fallbackScrapeProtocol": "PrometheusText0.0.4",
     "protect": True,

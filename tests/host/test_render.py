@@ -380,7 +380,7 @@ def test_the_user_data_does_not_depend_on_what_the_bundle_brings(make: Make) -> 
     assert user_data(changed) == user_data(make())
 
 
-@pytest.mark.parametrize("config", [{"port": 9999}, {"syncInterval": 61}])
+@pytest.mark.parametrize("config", [{"port": 9999}, {"syncInterval": 61}, {"rebootTime": "03:30"}])
 def test_the_user_data_follows_what_only_a_new_machine_brings(
     make: Make, config: dict[str, object]
 ) -> None:
@@ -455,6 +455,7 @@ def complaints(written: list[Path]) -> str:
 def test_systemd_accepts_the_units(make: Make, tmp_path: Path, server: str) -> None:
     written = install(units(make(server=server)), tmp_path)
     assert sorted(file.name for file in written) == [
+        "install-metrics-proxy.service",
         "metrics-proxy-sync.service",
         "metrics-proxy-sync.timer",
         "metrics-proxy.service",
@@ -506,10 +507,56 @@ def test_the_machine_starts_nothing_by_itself_but_the_timer(
     make: Make, server: str, package: str
 ) -> None:
     document: dict[str, Any] = yaml.safe_load(user_data(make(server=server)))
-    assert document["runcmd"][-1] == ["systemctl", "enable", "--now", "metrics-proxy-sync.timer"]
-    assert f" install {package} " in document["runcmd"][0]
-    [boot] = document["bootcmd"]
-    assert boot[-3:] == [f"{package}.service", "ssh.service", "ssh.socket"]
+    assert document["runcmd"][-1][-1] == "install-metrics-proxy.service"
+    assert document["bootcmd"][-1][-3:] == [f"{package}.service", "ssh.service", "ssh.socket"]
+    found = units(make(server=server))[UNITS + "install-metrics-proxy.service"]
+    assert "ExecStart=systemctl enable --now metrics-proxy-sync.timer\n" in found
+
+
+STUBS = {
+    "dpkg": "exit 1",  # as when a package is half there
+    "dpkg-query": 'shift 2; for package; do printf "$(cat "$STATES/$package")"; done',
+    "apt-get": 'echo "$@" >> "$STATES/asked"; test "$1" != "$FAILING"',
+}
+
+
+@pytest.mark.parametrize(
+    ("states", "failing", "asked"),
+    [
+        ({}, "", []),
+        ({"nginx": "un "}, "", ["update", "install"]),
+        ({"polkitd": "iF "}, "", ["update", "install"]),
+        ({"python3-boto3": "iHR"}, "", ["update", "install"]),
+        ({"nginx": "un "}, "-q", ["update"]),
+        ({"nginx": "un "}, "-qyf", ["update", "install"]),
+    ],
+    ids=str,
+)
+def test_packages_are_fetched_where_one_is_missing(
+    make: Make, tmp_path: Path, states: dict[str, str], failing: str, asked: list[str]
+) -> None:
+    """An image that has them needs no mirror; what fails is said, so that systemd tries again."""
+    wanted = ["nginx", *cloud_config.EVERYWHERE]
+    for package in wanted:
+        (tmp_path / package).write_text(states.get(package, "ii "))
+    for name, script in STUBS.items():
+        (tmp_path / "bin" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    unit = units(make())[UNITS + "install-metrics-proxy.service"]
+    [command] = re.findall(r'ExecStart=sh -ec "(.*?)"\n', unit, re.S)
+    command = re.sub(r"\\\n", "", command).replace("$$", "$")
+    environment = {
+        "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin",
+        "STATES": str(tmp_path),
+        "FAILING": failing,
+    }
+    done = subprocess.run(["sh", "-ec", command], env=environment, check=False)
+    assert (done.returncode != 0) == bool(failing)
+    log = tmp_path / "asked"
+    lines = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+    assert [line[1] for line in lines] == asked
+    assert all(line[2:] == wanted for line in lines if line[1] == "install")
 
 
 def test_the_sync_may_reload_the_proxy_and_nothing_else(make: Make) -> None:
@@ -528,7 +575,7 @@ def test_the_sync_may_reload_the_proxy_and_nothing_else(make: Make) -> None:
 @pytest.mark.parametrize("server", SERVERS)
 def test_there_is_room_in_the_user_data(make: Make, server: str) -> None:
     """For what is to come, with the longest names."""
-    settings = make(server=server, port=60999, syncInterval=3600)
+    settings = make(server=server, port=60999, syncInterval=3600, rebootTime="03:30")
     bundle = f"metrics-proxy/{'s' * 36}/bundle"
-    size = len(cloud_config.render(settings, "us-gov-west-1", bundle))
+    size = len(cloud_config.render(settings, "ap-southeast-2", bundle))
     assert cloud_config.USER_DATA_MAX - size >= 2_500

@@ -196,7 +196,9 @@ def test_debian_publishes_both_architectures(account: aws.Account) -> None:
     assert {image["Architecture"] for image in images} == {"arm64"}
     everything = account.client("ec2").describe_images()["Images"]
     assert {image["Architecture"] for image in everything} == {"arm64", "x86_64"}
-    assert {image["OwnerId"] for image in everything} == {"136693071363"}
+    own = {image["ImageId"] for image in everything if image["OwnerId"] == aws.ACCOUNT}
+    assert own == set(aws.BAKED.values())
+    assert {image["OwnerId"] for image in everything} == {"136693071363", aws.ACCOUNT}
 
 
 def test_the_network_is_the_callers(account: aws.Account) -> None:

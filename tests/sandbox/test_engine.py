@@ -20,7 +20,10 @@ from config.settings import NAMESPACE
 from sandbox import aws
 from sandbox.engine import STACK, Engine, ProgramError
 from sandbox.providers import grafana
-from sandbox.tools import find
+from sandbox.tools import ROOT, find
+
+[NEW_MACHINE] = re.findall(r"pulumi up --replace '(.*)'", (ROOT / "README.md").read_text())
+"""The machine's URN, as README has it."""
 
 
 @pytest.fixture(scope="module")
@@ -109,13 +112,46 @@ def test_a_stack_lives_from_preview_to_destroy(
     assert engine.outputs()["instanceId"] == machine
     assert engine.outputs()["tokenSecretArn"] == theirs["ARN"]
 
-    # a newer image is no reason for a new machine
+    # a newer image is no reason for a new machine, but it comes with one that is asked for
     with monkeypatch.context() as patch:
         patch.setattr("components.preflight.newest_debian", lambda _: "ami-0aaaaaaaaaaaaaaa0")
         assert set(engine.preview()) == {"same"}
+        address = engine.outputs()["privateIp"]
+        assert engine.up(replace=[NEW_MACHINE]).get("replace") == 1
+        [instance] = inventory(account)["instances"]
+        assert instance["ImageId"] == "ami-0aaaaaaaaaaaaaaa0"
+        assert engine.outputs()["privateIp"] == address
+    machine = engine.outputs()["instanceId"]
+
+    # the machine is ended by somebody else: another one, at the same address
+    account.client("ec2").terminate_instances(InstanceIds=[machine])
+    assert engine.up(refresh=True).get("create") == 1
+    assert engine.outputs()["instanceId"] != machine
+    assert engine.outputs()["privateIp"] == address
+    assert set(engine.preview()) == {"same"}
+    machine = engine.outputs()["instanceId"]
+
+    # AWS refuses to start the new machine, when the old one has ended; the next `up` heals
+    for interval, code in (
+        (31, "InsufficientInstanceCapacity"),
+        (32, "InvalidNetworkInterface.InUse"),
+    ):
+        [interface] = inventory(account)["interfaces"]
+        account.client("ec2").create_tags(
+            Resources=[interface["NetworkInterfaceId"]],
+            Tags=[{"Key": aws.REFUSED_ONCE, "Value": code}],
+        )
+        engine.configure({"syncInterval": interval})
+        with pytest.raises(ProgramError, match=rf"\({code}\).*RunInstances"):
+            engine.up()
+        assert inventory(account)["instances"] == []
+        assert engine.up()
+        assert engine.outputs()["privateIp"] == address
+        assert engine.outputs()["instanceId"] != machine
+        assert set(engine.preview()) == {"same"}
+        machine = engine.outputs()["instanceId"]
 
     # what the machine is made of: a new machine at the same address
-    address = engine.outputs()["privateIp"]
     engine.configure({"syncInterval": 30})
     assert engine.up().get("replace") == 1
     assert engine.outputs()["instanceId"] != machine

@@ -12,7 +12,8 @@ import pulumi
 import pytest
 from pulumi.runtime import MockCallArgs, MockResourceArgs, Mocks
 
-from components import ask, secret_names
+from components import ask, preflight, secret_names
+from components.preflight import newest_debian
 from config.settings import Settings, SettingsError
 from sandbox import aws
 from sandbox.providers.aws.kind import to_tags
@@ -117,6 +118,20 @@ def test_what_the_account_has_is_accepted(refusal: Refusal) -> None:
     assert refusal() == ""
     assert refusal(instanceType="t3.micro", amiId="ami-0bbbbbbbbbbbbbbb0") == ""
     assert refusal(privateIp="10.20.1.4") == ""
+
+
+def test_the_newest_release_is_taken_and_an_account_may_hide_them_all(
+    refusal: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dailies and developers' builds are newer; allowed AMIs leave out of an answer what is not."""
+    assert refusal() == ""  # ... and logs in
+    assert newest_debian(["arm64"]) == "ami-0bbbbbbbbbbbbbbb1"
+    monkeypatch.setattr(preflight, "DEBIAN", aws.ACCOUNT)  # an account that has others only
+    assert refusal().startswith(
+        'metrics-proxy:amiId: "the newest image of Debian 13" is not found '
+        "(where an account allows some images only, name one of them): "
+    )
+    assert refusal(amiId=aws.BAKED["arm64"]) == ""
 
 
 def test_a_type_is_offered_in_some_zones_only(account: aws.Account, refusal: Refusal) -> None:

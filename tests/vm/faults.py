@@ -271,8 +271,8 @@ def _result(world: World) -> str:
 def denied(world: World) -> Iterator[None]:
     """The role's policy is gone."""
     iam = world.vm.account.client("iam")
-    roles = {it.get("Description"): it["RoleName"] for it in iam.list_roles()["Roles"]}
-    name = roles["Metrics proxy: reads its two secrets"]
+    [profile] = iam.list_instance_profiles()["InstanceProfiles"]
+    [name] = [role["RoleName"] for role in profile["Roles"]]
     [policy] = iam.list_role_policies(RoleName=name)["PolicyNames"]
     document = iam.get_role_policy(RoleName=name, PolicyName=policy)["PolicyDocument"]
     iam.delete_role_policy(RoleName=name, PolicyName=policy)

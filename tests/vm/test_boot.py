@@ -22,7 +22,8 @@ from tests.leaks import holds, spellings
 from tests.vm.conftest import CANARY
 
 PROXY, SYNC = "metrics-proxy.service", "metrics-proxy-sync.service"
-UNITS = (PROXY, SYNC, "metrics-proxy-sync.timer")
+INSTALL = "install-metrics-proxy.service"
+UNITS = (PROXY, SYNC, "metrics-proxy-sync.timer", INSTALL)
 IN_UNIT = 'echo $$ > "/sys/fs/cgroup/system.slice/$0/cgroup.procs"; exec "$@"'
 """A shell's script: what it runs is held by what systemd enforces on the unit's control group."""
 
@@ -127,16 +128,43 @@ def test_the_security_group_is_enforced(vm: Sandbox, machine: VirtualMachine) ->
         assert machine.inside(*probe, peer, str(closed)).returncode == 124, (peer, closed)
 
 
-def test_an_added_range_is_let_in_by_up(vm: Sandbox, machine: VirtualMachine) -> None:
+def dns_reached(machine: VirtualMachine, address: str) -> set[str]:
+    """By which protocols the machine reaches a DNS server there."""
+    with machine.at("api"):
+        tcp = socket.create_server((address, 53))
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with tcp, udp:
+        udp.bind((address, 53))
+        udp.settimeout(2)
+        ask = ["timeout", "2", "bash", "-c", 'echo x > "/dev/$0/$1/53"']
+        found = {
+            name for name in ("tcp", "udp") if not machine.inside(*ask, name, address).returncode
+        }
+        try:
+            udp.recv(10)
+        except TimeoutError:
+            found -= {"udp"}  # sent, and lost
+    return found
+
+
+def test_what_is_added_to_the_settings_is_let_through_by_up(
+    vm: Sandbox, machine: VirtualMachine
+) -> None:
     address, port = vm.engine.outputs()["privateIp"], machine.ports.proxy
-    vm.engine.configure({"prometheusCidrs": [ADDRESSES.prometheus_cidr, ADDRESSES.api_cidr]})
+    instance = vm.engine.outputs()["instanceId"]
+    assert dns_reached(machine, ADDRESSES.api) == set()
+    more = [ADDRESSES.prometheus_cidr, ADDRESSES.api_cidr]
+    vm.engine.configure({"prometheusCidrs": more, "dnsServers": [ADDRESSES.api]})
     try:
         vm.up()
         assert connects(machine, "api", address, port) == "open"
+        assert dns_reached(machine, ADDRESSES.api) == {"tcp", "udp"}
     finally:
-        vm.engine.configure({"prometheusCidrs": [ADDRESSES.prometheus_cidr]})
+        vm.engine.configure({"prometheusCidrs": more[:1], "dnsServers": None})
         vm.up()
     assert connects(machine, "api", address, port) == "silence"
+    assert dns_reached(machine, ADDRESSES.api) == set()
+    assert vm.engine.outputs()["instanceId"] == instance
 
 
 def test_the_proxy_cannot_reach_the_metadata_service(machine: VirtualMachine) -> None:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
-from sandbox.aws import REGION, Account
+from sandbox.aws import BAKED, REGION, Account
 from sandbox.machines.kind import Processes
 from sandbox.machines.vm import image, power
 from sandbox.processes import wait
@@ -119,15 +119,17 @@ class VirtualMachine:
                 self.network.make()
 
     def run(self, account: Account, instance: str, *, new: bool) -> None:
-        interface = _interface(account, instance)
-        built = image.build()
+        found = _described(account, instance)
+        [interface] = found["NetworkInterfaces"]
+        baked = found["ImageId"] in BAKED.values()
+        built = image.bake() if baked else image.build()
         if new:
             self._new_disk(built)
         self._serve(interface, built)
         self.update(account, instance)
         config = power.Config(
             name=self.network.name,
-            tree=str(built.root),
+            tree=f"{built.baked}:{built.root}" if baked else str(built.root),
             disk=str(self.disk),
             mac=interface["MacAddress"],
         )
@@ -137,7 +139,8 @@ class VirtualMachine:
         )
 
     def update(self, account: Account, instance: str) -> None:
-        rules = security_group.read(account, _interface(account, instance)["NetworkInterfaceId"])
+        [interface] = _described(account, instance)["NetworkInterfaces"]
+        rules = security_group.read(account, interface["NetworkInterfaceId"])
         self.network.nft(security_group.ruleset(rules))
 
     def remove(self) -> None:
@@ -199,8 +202,7 @@ class VirtualMachine:
             wait(lambda: services.ports(self.folder), "the VPC's services (logs/services.log)")
 
 
-def _interface(account: Account, instance: str) -> dict[str, Any]:
-    """The instance's network interface, as EC2 has it on record."""
+def _described(account: Account, instance: str) -> dict[str, Any]:
+    """What EC2 has on record of an instance."""
     answer = account.client("ec2").describe_instances(InstanceIds=[instance])
-    [found] = answer["Reservations"][0]["Instances"][0]["NetworkInterfaces"]
-    return dict(found)
+    return dict(answer["Reservations"][0]["Instances"][0])

@@ -3,11 +3,10 @@
 import base64
 from typing import Any, ClassVar
 
-from botocore.exceptions import ClientError
 from pulumi.runtime.rpc import UNKNOWN
 
 from sandbox.providers.aws.kind import AwsKind, from_tags, given, pascal, to_tags
-from sandbox.providers.base import Existing, Problems, UserError, Values, known
+from sandbox.providers.base import Existing, Problems, Values, known
 
 USER_DATA_LIMIT = 16_384  # bytes
 SWITCH = ("enabled", "disabled")
@@ -71,21 +70,6 @@ class Instance(AwsKind):
         if inputs.get("rootBlockDevice", {}).get("volumeType", "gp3") not in VOLUME_TYPES:
             yield "rootBlockDevice.volumeType", f"must be one of {', '.join(VOLUME_TYPES)}"
 
-    def check_new(self, inputs: Values) -> Problems:
-        """EC2 starts no machine of another architecture than its image's."""
-        ami, instance_type = inputs["ami"], inputs["instanceType"]
-        if not known([ami, instance_type]):
-            return
-        try:
-            runs = self.session.architectures(instance_type)
-            wants = self.session.image(ami)["Architecture"]
-        except ClientError as error:
-            told = error.response["Error"]
-            yield "ami" if "AMI" in told["Code"] else "instanceType", told["Message"]
-            return
-        if wants not in runs:
-            yield "ami", f"{ami} is {wants}, but {instance_type} runs {', '.join(runs)}"
-
     def forces(self, state: Values, inputs: Values) -> set[str]:
         """User data if it says so, another architecture, another encryption of the disk."""
         forced = {"userDataBase64"} if inputs["userDataReplaceOnChange"] else set()
@@ -144,10 +128,7 @@ class Instance(AwsKind):
                 AssociatePublicIpAddress=inputs.get("associatePublicIpAddress"),
                 DeleteOnTermination=True,
             )
-        interface = own["networkInterfaceId"]
-        if self.session.interface(interface)["Status"] == "in-use":
-            raise UserError(f"primaryNetworkInterface: {interface} is in use by another instance")
-        return {"DeviceIndex": 0, "NetworkInterfaceId": interface}
+        return {"DeviceIndex": 0, "NetworkInterfaceId": own["networkInterfaceId"]}
 
     def describe(self, resource_id: str) -> Values | None:
         [reservation] = self.ec2.describe_instances(InstanceIds=[resource_id])["Reservations"]
