@@ -575,7 +575,7 @@ def test_the_sync_may_reload_the_proxy_and_nothing_else(make: Make) -> None:
 @pytest.mark.parametrize("server", SERVERS)
 def test_there_is_room_in_the_user_data(make: Make, server: str) -> None:
     """For what is to come, with the longest names."""
-    settings = make(server=server, port=60999, syncInterval=3600, rebootTime="03:30")
+    settings = make(server=server, port=60999, syncInterval=3600)
     bundle = f"metrics-proxy/{'s' * 36}/bundle"
     size = len(cloud_config.render(settings, "ap-southeast-2", bundle))
     assert cloud_config.USER_DATA_MAX - size >= 2_500
