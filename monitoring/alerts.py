@@ -321,11 +321,7 @@ def _grafana_rule(settings: Settings, alert: Alert, dashboard: Mapping[str, Any]
     query: Json = {"refId": "A", "expr": alert.expr, "instant": True, "range": False}
     last = {"refId": "B", "type": "reduce", "expression": "A", "reducer": "last"}
     fires = {"refId": "C", "type": "math", "expression": "$B > 0"}
-    sources: list[tuple[Json, str]] = [
-        (query, settings.grafana.alert_datasource),
-        (last, "__expr__"),
-        (fires, "__expr__"),
-    ]
+    sources = [(query, settings.grafana.alert_datasource), (last, "__expr__"), (fires, "__expr__")]
     annotations = {
         key: text.replace("$value", "$values.B.Value")
         for key, text in _annotations(settings, alert, dashboard).items()
