@@ -243,16 +243,19 @@ def _timeseries(inner: Axes, found: list[Series]) -> None:
             axes.axhline(step["value"], color=color, linestyle="--", linewidth=1)
             axes.axhspan(step["value"], axes.get_ylim()[1], color=color, alpha=0.12, lw=0)
     axes.grid(color=LINE, linewidth=0.5)
-    _time_axis(axes)
+    _time_axis(axes, found)
     axes.yaxis.set_major_formatter(lambda value, _: _shown(defaults, value).removesuffix(" ops/s"))
     axes.yaxis.set_visible(defaults["custom"].get("axisPlacement") != "hidden")
     _legend(inner, defaults, found)
 
 
-def _time_axis(axes: Axes) -> None:
+def _time_axis(axes: Axes, found: list[Series]) -> None:
     axes.tick_params(length=0, labelsize=7, labelcolor=DIM)
-    first, last = axes.get_xlim()
-    every = next(step for step in (60, 300, 600, 1800, 3600) if last - first < 8 * step)
+    first = min(line.times[0] for line in found)
+    # a minute at least: around a single sample matplotlib would show years
+    last = max(first + 60, *(line.times[-1] for line in found))
+    axes.set_xlim(first, last)
+    every = next((step for step in (60, 300, 600, 1800) if last - first < 8 * step), 3600)
     axes.set_xticks([at for at in range(int(first), int(last)) if at % every == 0])
     axes.xaxis.set_major_formatter(lambda at, _: time.strftime("%H:%M", time.localtime(at)))
     for spine in axes.spines.values():
@@ -280,7 +283,7 @@ def _states(inner: Axes, found: list[Series]) -> None:
     axes.set_yticks([-number for number in range(len(found))], [line.name for line in found])
     axes.set_ylim(0.6 - len(found), 0.6)
     axes.margins(x=0)
-    _time_axis(axes)
+    _time_axis(axes, found)
     for number, (text, color) in enumerate(seen.items()):
         inner.add_patch(Rectangle((0.02 + number * 0.3, 0.042), 0.025, 0.012, color=color))
         inner.text(0.055 + number * 0.3, 0.03, text, fontsize=7.5, color=TEXT)
