@@ -284,7 +284,8 @@ def test_what_changes_the_address(destroyed: Engine) -> None:
         up()
         return {name for name, value in engine.outputs().items() if old[name] != value}
 
-    address = {"privateIp", "proxyUrl", "scrapeConfig", "instanceId"}
+    scrapes = {"scrapeConfig", "scrapeConfigList", "scrapeConfigObjects"}
+    address = {"privateIp", "proxyUrl", "instanceId", *scrapes}
     engine.configure({"privateIp": "10.20.1.77"})
     lines: list[str] = []
     engine.preview(lines.append)
@@ -324,7 +325,8 @@ def test_what_changes_the_address(destroyed: Engine) -> None:
         engine.up()
 
     secrets = {"tokenSecretArn", "bundleSecretArn"}
-    assert what_is_new(renamed) == {"instanceId", "caCertificate", "userData", *secrets}
+    ca = {"caCertificate", *scrapes}
+    assert what_is_new(renamed) == {"instanceId", "userData", *ca, *secrets}
     rename(STACK)
     engine.destroy()
     engine.config_file.write_text(before)
