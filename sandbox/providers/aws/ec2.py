@@ -113,7 +113,7 @@ class Instance(AwsKind):
                 DisableApiStop=inputs.get("disableApiStop"),
                 DisableApiTermination=inputs.get("disableApiTermination"),
             ),
-            # with the default tags on volumes too: terraform-provider-aws merges them since 5.39
+            # with the default tags on volumes too: terraform-provider-aws merges them
             TagSpecifications=[one for one in tags if one["Tags"]],
         )["Instances"][0]["InstanceId"]
         return made, self.describe(made) or {}
