@@ -1,4 +1,4 @@
-.PHONY: help setup demo down test check generate behaviour
+.PHONY: help setup demo down test check generate dashboard behaviour
 PYTHON := .venv/bin/python
 
 help: ## show this
@@ -17,7 +17,7 @@ down: ## end the demo and remove its state
 # Scrapes are counted at one a second: on a machine of unknown load, one test at a time.
 test: ## run every test
 	@tools/setup.sh test
-	@$(PYTHON) -m pytest $(if $(CI),,-n 4)
+	@$(PYTHON) -m pytest $(if $(CI),,-n 5)
 
 check: ## ruff and mypy
 	@tools/setup.sh test
@@ -25,8 +25,11 @@ check: ## ruff and mypy
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m mypy
 
-generate: ## render what is committed in ops/: the dashboard's Workers section, the proxy configurations
+dashboard: ## render the program's sections into ops/grafana/dashboard-sba.json, with default limits
 	@$(PYTHON) -m monitoring.dashboard ops/grafana/dashboard-sba.json
+
+generate: dashboard ## render what is committed in ops/: the dashboard, the alerts, the proxy configurations
+	@$(PYTHON) -m monitoring.alerts ops/prometheus/rules.yml
 	@$(PYTHON) -m host.proxy ops/proxy
 
 behaviour: ## write docs/behaviour.md, as the suite finds it

@@ -7,31 +7,29 @@ import pulumi
 import components as c
 from config import stack
 from host import cloud_config, proxy
-from monitoring.dashboard import load_dashboard, with_workers
-from monitoring.scrape import scrape_config
+from monitoring import alerts, classic, scrape
+from monitoring.dashboard import deployable
 
 with stack.refusals():
     settings, token = stack.load()
-    own_secret, bundle_secret = c.secret_names(settings.stack)
+    own_secret, bundle_secret = c.secret_names(settings)
     bundle = proxy.bundle(settings, own_secret)
-    place = c.ask(settings)
-    told = (settings, place.region, bundle_secret)
-    user_data = cloud_config.render(*told)
+    place = c.ask(settings, bundle_secret)
+    user_data = cloud_config.render(settings, place.region, bundle_secret)
     file = Path(__file__).parent / settings.grafana.dashboard
-    dashboard = with_workers(load_dashboard(file), settings) if settings.grafana.enabled else None
+    enabled = settings.grafana.enabled
+    dashboard = deployable(classic.load_dashboard(file), settings) if enabled else None
 
+if dashboard is not None:
+    seen = c.Monitoring("monitoring", c.MonitoringArgs(settings=settings, dashboard=dashboard))
+    c.before_aws(seen.dashboard)
+    pulumi.export("dashboardUrl", seen.dashboard_url)
 network = c.ProxyNetwork("network", c.ProxyNetworkArgs(settings=settings, vpc_id=place.vpc_id))
-certificates = c.Certificates(
-    "tls", c.CertificatesArgs(settings=settings, ip_address=network.private_ip)
-)
+tls = c.Certificates("tls", c.CertificatesArgs(settings=settings, ip_address=network.private_ip))
 secrets = c.ProxySecrets(
     "secrets",
     c.ProxySecretsArgs(
-        settings=settings,
-        token=token,
-        bundle=bundle,
-        certificate=certificates.certificate,
-        key=certificates.key,
+        settings=settings, region=place.region, token=token, bundle=bundle, certificates=tls
     ),
 )
 host = c.ProxyHost(
@@ -44,18 +42,18 @@ host = c.ProxyHost(
         instance_profile=secrets.instance_profile,
     ),
 )
-if dashboard is not None:
-    monitoring = c.Monitoring(
-        "monitoring", c.MonitoringArgs(settings=settings, dashboard=dashboard)
-    )
-    pulumi.export("dashboardUrl", monitoring.dashboard_url)
-
 pulumi.export("proxyUrl", pulumi.Output.concat("https://", network.private_ip, f":{settings.port}"))
 pulumi.export("privateIp", network.private_ip)
-pulumi.export("caCertificate", certificates.ca_certificate)
-pulumi.export("scrapeConfig", network.private_ip.apply(lambda ip: scrape_config(settings, ip)))
+pulumi.export("caCertificate", tls.ca_certificate)
+target = pulumi.Output.all(network.private_ip, tls.ca_certificate)
+forms = target.apply(lambda it: scrape.forms(settings, *it))
+for form in scrape.FORMS:
+    pulumi.export(form, forms[form])
+pulumi.export("prometheusRules", alerts.rules_file(settings, dashboard))
 pulumi.export("proxyConfiguration", bundle["configuration"])
-pulumi.export("userData", cloud_config.described(*told))
+pulumi.export("userData", cloud_config.described(settings, place.region, bundle_secret))
 pulumi.export("tokenSecretArn", secrets.token_secret_arn)
 pulumi.export("bundleSecretArn", secrets.bundle_secret_arn)
+pulumi.export("securityGroupId", network.security_group_id)
+pulumi.export("roleArn", secrets.role_arn)
 pulumi.export("instanceId", host.instance_id)

@@ -1,7 +1,7 @@
 """The component resources of the program."""
 
 from components.certificates import Certificates, CertificatesArgs
-from components.monitoring import Monitoring, MonitoringArgs
+from components.monitoring import Monitoring, MonitoringArgs, before_aws
 from components.preflight import ask
 from components.proxy_host import ProxyHost, ProxyHostArgs
 from components.proxy_network import ProxyNetwork, ProxyNetworkArgs
@@ -19,5 +19,6 @@ __all__ = [
     "ProxySecrets",
     "ProxySecretsArgs",
     "ask",
+    "before_aws",
     "secret_names",
 ]

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
+import pulumi
 import pulumi_aws as aws
 
-from config.settings import Settings, SettingsError, one_line
+from config.settings import RULES_MAX, Peer, Settings, SettingsError, one_line
 
 DEBIAN: Final = "136693071363"
 """Debian's AWS account (wiki.debian.org/Cloud/AmazonEC2Image)."""
-
-INTERFACE: Final = "Metrics proxy: keeps its address when the machine is replaced"
-"""The description of our interfaces, by which we know that an address is taken by one of them."""
 
 _ARCHITECTURES: Final = {"arm64": "arm64", "x86_64": "amd64"}
 """AWS' name of an architecture → Debian's."""
@@ -32,8 +30,8 @@ class Place:
     ami: str
 
 
-def ask(settings: Settings) -> Place:
-    """Ask AWS about all that the settings name.
+def ask(settings: Settings, bundle_secret: str) -> Place:
+    """Ask AWS about all that the settings name, and about the `bundle_secret` of the last `up`.
 
     Raises `SettingsError` for the first thing that would end an `up` half-way, some of it when the
     old machine is gone already; also when AWS gives no answer.
@@ -50,7 +48,8 @@ def ask(settings: Settings) -> Place:
         ) from None
     if settings.token_secret is not None:
         with _about("adminTokenSecretArn", settings.token_secret):
-            _check_secret(settings.token_secret)
+            _check_secret(settings)
+    _check_key(settings, bundle_secret)
     with _about("subnetId", settings.subnet_id):
         subnet = aws.ec2.get_subnet(id=settings.subnet_id)
         if _is_public(subnet):
@@ -64,14 +63,22 @@ def ask(settings: Settings) -> Place:
     else:
         with _about("amiId", ami := settings.ami_id):
             _check_image(ami, settings.instance_type, runs)
-    if settings.api_security_group_id is not None:
-        with _about("apiSecurityGroupId", settings.api_security_group_id):
-            group = aws.ec2.get_security_group(id=settings.api_security_group_id)
-            if group.vpc_id != subnet.vpc_id:
-                raise ValueError(f"is in {group.vpc_id}, and the subnet in {subnet.vpc_id}")
+    for key, group in (
+        ("apiSecurityGroupId", settings.api_security_group_id),
+        ("prometheusSecurityGroupId", settings.prometheus_security_group_id),
+    ):
+        if group is not None:
+            with _about(key, group):
+                vpc = aws.ec2.get_security_group(id=group).vpc_id
+                if vpc != subnet.vpc_id:
+                    raise ValueError(f"is in {vpc}, and the subnet in {subnet.vpc_id}")
+    _check_prefix_lists("prometheusPrefixListIds", settings.prometheus)
+    _check_prefix_lists("httpsPrefixListIds", settings.https)
     if settings.private_ip is not None:
         with _about("privateIp", settings.private_ip):
-            _check_address(settings.private_ip, subnet)
+            _check_address(settings, settings.private_ip, subnet)
+    with _about("protect", str(settings.protect).lower()):
+        _check_kept(settings)
     return Place(region=region, vpc_id=subnet.vpc_id, ami=ami)
 
 
@@ -94,16 +101,56 @@ def _about(key: str, value: str, hint: str = "") -> Iterator[None]:
         raise SettingsError(one_line(key, value, f"is not found{hint}: {_words(error)}")) from None
 
 
-def _check_secret(arn: str) -> None:
+def _check_secret(settings: Settings) -> None:
     """A name that ends like `-secret` looks like a whole ARN, but the role's policy needs that."""
     try:
-        found = aws.secretsmanager.get_secret(arn=arn).arn
+        found = aws.secretsmanager.get_secret(arn=settings.token_secret)
     except Exception as error:
         if "AccessDenied" in str(error):
             return  # it is somebody else's: the machine has to read it, not who deploys
         raise
-    if found != arn:
-        raise ValueError(f"is only a part of an ARN, which is {found}")
+    if found.arn != settings.token_secret:
+        raise ValueError(f"is only a part of an ARN, which is {found.arn}")
+    # an alias does not tell which key it is
+    unnamed = settings.admin_token_kms_key_arn is None
+    if unnamed and found.kms_key_id and not _names(found.kms_key_id, settings.kms_key_arn):
+        raise ValueError(f"is encrypted with {found.kms_key_id}: set adminTokenKmsKeyArn")
+
+
+def _check_key(settings: Settings, bundle_secret: str) -> None:
+    """AWS keeps a secret's key when none is named, and old versions may stay under an old one."""
+    key = settings.kms_key_arn
+    with _about("kmsKeyArn", key or "(none)"):
+        try:
+            found = aws.secretsmanager.get_secret(name=bundle_secret).kms_key_id
+        except Exception as error:
+            if re.search("couldn't find|NotFound", str(error)):
+                return  # the first `up`
+            raise
+        if found and key is None:
+            raise ValueError(f"leaves the secrets under {found}: AWS keeps a key; name one")
+        if found and not _names(found, key, settings.previous_kms_key_arn):
+            raise ValueError(f"leaves what is under {found} unread: set previousKmsKeyArn to it")
+
+
+def _names(key: str, *arns: str | None) -> bool:
+    """Whether one of the ARNs is this key's; AWS may tell its id alone."""
+    return key.rpartition("/")[2] in [arn.rpartition("/")[2] for arn in arns if arn]
+
+
+def _check_prefix_lists(key: str, peers: Iterable[Peer]) -> None:
+    """AWS counts a list as the entries that it may have."""
+    rules = 0
+    for kind, value in peers:
+        rules += 1
+        if kind == "prefix_list_id":
+            with _about(key, value):
+                found = aws.ec2.get_managed_prefix_list(id=value)
+                if found.address_family != "IPv4":
+                    raise ValueError(f"is of {found.address_family}")
+                rules += (found.max_entries or 1) - 1
+                if rules > RULES_MAX:
+                    raise ValueError(f"has {found.max_entries} entries, and a group {RULES_MAX}")
 
 
 def _is_public(subnet: aws.ec2.GetSubnetResult) -> bool:
@@ -161,19 +208,43 @@ def _check_image(ami: str, instance_type: str, runs: list[str]) -> None:
         raise ValueError(f"is {image.architecture}, and {instance_type} is {', '.join(runs)}")
 
 
-def _check_address(address: str, subnet: aws.ec2.GetSubnetResult) -> None:
-    network = ipaddress.IPv4Network(subnet.cidr_block)
-    if ipaddress.IPv4Address(address) not in network:
-        raise ValueError(f"is not in the subnet, which is {network}")
-    if address in map(str, (*(network[n] for n in range(4)), network[-1])):
-        raise ValueError(f"is one of the five addresses of {network} that AWS keeps for itself")
-    filters = {"subnet-id": subnet.id, "addresses.private-ip-address": address}
-    holders = aws.ec2.get_network_interfaces(
+def _interfaces(**filters: str) -> Sequence[str]:
+    return aws.ec2.get_network_interfaces(
         filters=[
             aws.ec2.GetNetworkInterfacesFilterArgs(name=name, values=[value])
             for name, value in filters.items()
         ]
     ).ids
-    for holder in holders:
-        if aws.ec2.get_network_interface(id=holder).description != INTERFACE:
-            raise ValueError(f"is taken, by {holder}")
+
+
+def _own(settings: Settings) -> Sequence[str]:
+    """The interfaces of this stack's earlier runs."""
+    return _interfaces(**{f"tag:{key}": value for key, value in settings.tags.items()})
+
+
+def _check_address(settings: Settings, address: str, subnet: aws.ec2.GetSubnetResult) -> None:
+    network = ipaddress.IPv4Network(subnet.cidr_block)
+    if ipaddress.IPv4Address(address) not in network:
+        raise ValueError(f"is not in the subnet, which is {network}")
+    if address in map(str, (*(network[n] for n in range(4)), network[-1])):
+        raise ValueError(f"is one of the five addresses of {network} that AWS keeps for itself")
+    taken = _interfaces(**{"subnet-id": subnet.id, "addresses.private-ip-address": address})
+    if others := set(taken) - set(_own(settings)):
+        raise ValueError(f"is taken, by {others.pop()}")
+
+
+def _check_kept(settings: Settings) -> None:
+    """Say what another address costs. Pulumi protects what was protected before this run: without
+    the refusal it would replace the interface."""
+    kept = [aws.ec2.get_network_interface(id=one) for one in _own(settings)]
+    if not kept or any(
+        one.subnet_id == settings.subnet_id and settings.private_ip in (None, one.private_ip)
+        for one in kept
+    ):
+        return
+    old = f"the interface with {kept[0].private_ip} in {kept[0].subnet_id}"
+    if settings.protect:
+        raise ValueError(f"keeps {old}: set subnetId and privateIp back, or protect to false")
+    pulumi.log.warn(
+        f"{old} is replaced: every scrape fails until Prometheus has the new scrapeConfig"
+    )

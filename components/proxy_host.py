@@ -50,7 +50,9 @@ class ProxyHost(pulumi.ComponentResource):
             root_block_device=aws.ec2.InstanceRootBlockDeviceArgs(
                 encrypted=True, volume_type="gp3"
             ),
-            tags={"Name": f"{name}-{settings.stack}"},
+            tags=(tags := {"Name": f"{name}-{settings.stack}", **settings.tags}),
+            # the provider adds its default tags; those of `root_block_device` come after the start
+            volume_tags=tags,
             opts=pulumi.ResourceOptions(
                 parent=self,
                 delete_before_replace=True,

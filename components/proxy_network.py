@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_aws as aws
 
-from components.preflight import INTERFACE
-from config.settings import Settings
+from config.settings import ANYWHERE, Peer, Settings
+
+Rule = aws.vpc.SecurityGroupIngressRule | aws.vpc.SecurityGroupEgressRule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,8 @@ class ProxyNetwork(pulumi.ComponentResource):
 
     interface_id: pulumi.Output[str]
     private_ip: pulumi.Output[str]
+    security_group_id: pulumi.Output[str]
+    """The machine's; the API's own group may name it."""
 
     def __init__(
         self, name: str, args: ProxyNetworkArgs, opts: pulumi.ResourceOptions | None = None
@@ -34,53 +37,57 @@ class ProxyNetwork(pulumi.ComponentResource):
             vpc_id=args.vpc_id,
             # never to change: a new description replaces the group
             description="Metrics proxy: Prometheus in; the API, AWS and Debian out",
+            tags=settings.tags,
             opts=child,
         )
-        for cidr in settings.prometheus_cidrs:
-            aws.vpc.SecurityGroupIngressRule(
-                f"{name}-from-{cidr}",
-                security_group_id=group.id,
-                description="Prometheus",
-                cidr_ipv4=cidr,
-                ip_protocol="tcp",
-                from_port=settings.port,
-                to_port=settings.port,
-                opts=child,
-            )
+        self.security_group_id = group.id
 
-        def egress(
-            role: str, description: str, port: int, cidr: str | None = None, protocol: str = "tcp"
+        def rule(
+            kind: type[Rule], role: str, text: str, port: int, peer: Peer, protocol: str = "tcp"
         ) -> None:
-            aws.vpc.SecurityGroupEgressRule(
-                f"{name}-to-{role}",
+            kind(
+                f"{name}-{role}",
                 security_group_id=group.id,
-                description=description,
+                description=text,
                 ip_protocol=protocol,
                 from_port=port,
                 to_port=port,
+                tags=settings.tags,
                 opts=child,
-                cidr_ipv4=cidr,
-                referenced_security_group_id=None if cidr else settings.api_security_group_id,
+                **{peer[0]: peer[1]},
             )
 
+        for peer in settings.prometheus:
+            ingress = aws.vpc.SecurityGroupIngressRule
+            rule(ingress, f"from-{peer[1]}", "Prometheus", settings.port, peer)
         # Amazon's own DNS, IMDS and the time service are not subject to security groups.
-        egress("https", "AWS APIs and Debian packages", 443, "0.0.0.0/0")
+        out = {(443, peer): "AWS APIs and Debian packages" for peer in settings.https}
+        ports = sorted({endpoint.port for endpoint in settings.endpoints})
+        out |= {(port, peer): "The API" for port in ports for peer in settings.api}
+        for (port, peer), text in out.items():
+            whom = {ANYWHERE: "https", settings.api_security_group_id: f"api-{port}"}
+            role = f"to-{whom.get(peer[1], f'{peer[1]}-{port}')}"
+            rule(aws.vpc.SecurityGroupEgressRule, role, text, port, peer)
         for server in settings.dns_servers or ():
             for protocol in ("tcp", "udp"):
-                egress(f"dns-{server}-{protocol}", "DNS", 53, f"{server}/32", protocol)
-        for port in sorted({endpoint.port for endpoint in settings.endpoints}):
-            for cidr in settings.api_cidrs or ():
-                egress(f"{cidr}-{port}", "The API", port, cidr)
-            if settings.api_security_group_id is not None:
-                egress(f"api-{port}", "The API", port)
+                role, peer = f"to-dns-{server}-{protocol}", ("cidr_ipv4", f"{server}/32")
+                rule(aws.vpc.SecurityGroupEgressRule, role, "DNS", 53, peer, protocol)
         interface = aws.ec2.NetworkInterface(
             f"{name}-interface",
             subnet_id=settings.subnet_id,
             private_ips=None if settings.private_ip is None else [settings.private_ip],
             security_groups=[group.id],
-            description=INTERFACE,
+            # may change: it is updated in place
+            description="Metrics proxy: the address that Prometheus has; it outlives the machine",
+            tags=settings.tags,
             opts=pulumi.ResourceOptions(parent=self, protect=settings.protect),
         )
         self.interface_id = interface.id
         self.private_ip = interface.private_ip
-        self.register_outputs({"interface_id": self.interface_id, "private_ip": self.private_ip})
+        self.register_outputs(
+            {
+                "interface_id": self.interface_id,
+                "private_ip": self.private_ip,
+                "security_group_id": self.security_group_id,
+            }
+        )

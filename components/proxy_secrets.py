@@ -9,23 +9,25 @@ from typing import Any
 import pulumi
 import pulumi_aws as aws
 
+from components.certificates import Certificates
 from config.settings import Settings
 
 
-def secret_names(stack: str) -> tuple[str, str]:
+def secret_names(settings: Settings) -> tuple[str, str]:
     """The names of a stack's own secrets, token and bundle: pinned, as the host goes by name."""
-    return f"metrics-proxy/{stack}/admin-token", f"metrics-proxy/{stack}/bundle"
+    folder = f"{settings.secret_prefix}/{settings.stack}"
+    return f"{folder}/admin-token", f"{folder}/bundle"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProxySecretsArgs:
     settings: Settings
+    region: str
     token: pulumi.Input[str] | None
     """The admin token; None where `admin_token_secret_arn` names somebody else's secret."""
     bundle: Mapping[str, Any]
     """All but certificate and key, as `host.proxy.bundle` gives it."""
-    certificate: pulumi.Input[str]
-    key: pulumi.Input[str]
+    certificates: Certificates
 
 
 class ProxySecrets(pulumi.ComponentResource):
@@ -38,6 +40,8 @@ class ProxySecrets(pulumi.ComponentResource):
     bundle_secret_arn: pulumi.Output[str]
     instance_profile: pulumi.Output[str]
     """The name of the host's profile, with a role that may read these two, nothing else."""
+    role_arn: pulumi.Output[str]
+    """That role, for whoever keeps the token or a key to admit it."""
 
     def __init__(
         self, name: str, args: ProxySecretsArgs, opts: pulumi.ResourceOptions | None = None
@@ -46,7 +50,7 @@ class ProxySecrets(pulumi.ComponentResource):
         settings = args.settings
         child = pulumi.ResourceOptions(parent=self)
         kept = pulumi.ResourceOptions(parent=self, protect=settings.protect)
-        token_name, bundle_name = secret_names(settings.stack)
+        token_name, bundle_name = secret_names(settings)
 
         def secret(role: str, secret_name: str) -> aws.secretsmanager.Secret:
             return aws.secretsmanager.Secret(
@@ -54,8 +58,8 @@ class ProxySecrets(pulumi.ComponentResource):
                 name=secret_name,
                 description=f"metrics-proxy, stack {settings.stack}: {role}",
                 kms_key_id=settings.kms_key_arn,
-                # The program can make every value again; a window would only block the name.
-                recovery_window_in_days=0,
+                recovery_window_in_days=settings.recovery_window_in_days,
+                tags=settings.tags,
                 opts=kept,
             )
 
@@ -85,19 +89,32 @@ class ProxySecrets(pulumi.ComponentResource):
         role = aws.iam.Role(
             f"{name}-role",
             description="Metrics proxy: reads its two secrets",
+            path=settings.iam_path,
+            permissions_boundary=settings.permissions_boundary_arn,
+            tags=settings.tags,
             assume_role_policy=pulumi.Output.json_dumps(
                 _policy(Action="sts:AssumeRole", Principal={"Service": "ec2.amazonaws.com"})
             ),
             opts=child,
         )
+        self.role_arn = role.arn
+        both = [self.token_secret_arn, self.bundle_secret_arn]
         statements: list[dict[str, Any]] = [
-            {
-                "Action": "secretsmanager:GetSecretValue",
-                "Resource": [self.token_secret_arn, self.bundle_secret_arn],
-            }
+            {"Action": "secretsmanager:GetSecretValue", "Resource": both}
         ]
-        if settings.kms_key_arn is not None:
-            statements.append({"Action": "kms:Decrypt", "Resource": settings.kms_key_arn})
+        if settings.kms_keys:
+            # nothing that the keys encrypt but these two, and those through Secrets Manager only
+            context = {
+                "kms:ViaService": f"secretsmanager.{args.region}.amazonaws.com",
+                "kms:EncryptionContext:SecretARN": both,
+            }
+            statements.append(
+                {
+                    "Action": "kms:Decrypt",
+                    "Resource": settings.kms_keys,
+                    "Condition": {"StringEquals": context},
+                }
+            )
         policy = aws.iam.RolePolicy(
             f"{name}-policy",
             role=role.id,
@@ -107,18 +124,25 @@ class ProxySecrets(pulumi.ComponentResource):
         profile = aws.iam.InstanceProfile(
             f"{name}-profile",
             role=role.name,
+            path=settings.iam_path,
+            tags=settings.tags,
             # what starts with this profile may read at once
             opts=pulumi.ResourceOptions(parent=self, depends_on=[policy]),
         )
         self.instance_profile = profile.name
 
-        document = {**args.bundle, "certificate": args.certificate, "key": args.key}
+        document = {
+            **args.bundle,
+            "certificate": args.certificates.certificate,
+            "key": args.certificates.key,
+        }
         value("bundle", bundle, pulumi.Output.json_dumps(document, sort_keys=True), *first, policy)
         self.register_outputs(
             {
                 "token_secret_arn": self.token_secret_arn,
                 "bundle_secret_arn": self.bundle_secret_arn,
                 "instance_profile": self.instance_profile,
+                "role_arn": self.role_arn,
             }
         )
 

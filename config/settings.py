@@ -8,7 +8,7 @@ import json
 import re
 import socket
 import ssl
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import suppress
 from types import UnionType
 from typing import Annotated, Any, Final, Literal, Self, TypeVar, Union, get_args, get_origin
@@ -32,9 +32,6 @@ NAMESPACE: Final = "metrics-proxy"
 PROXY_PATH: Final = "/metrics/proxy"
 """The proxy's own document; no endpoint may claim it."""
 
-PROXY_JOB: Final = "sba-proxy"
-"""The Prometheus job of `/metrics/proxy`."""
-
 HIDDEN: Final = "(hidden)"
 """What a message shows in place of a secret value."""
 
@@ -45,8 +42,13 @@ URL_MAX: Final = 2_000
 """Longest path or upstream in characters. nginx reads at most 4,096 bytes of a parameter, and each
 character of a path may need a backslash there: 2,035 are served and 2,036 refused (measured)."""
 
+ANYWHERE: Final = "0.0.0.0/0"
+
 RULES_MAX: Final = 60
 """Rules of a security group in one direction (AWS' quota, unless an account has a higher one)."""
+
+Peer = tuple[Literal["cidr_ipv4", "prefix_list_id", "referenced_security_group_id"], str]
+"""Who is at the other end of a security group's rule: the rule's argument, and its value."""
 
 _T = TypeVar("_T")
 _B64TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
@@ -95,7 +97,7 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _cidr(value: str) -> str:
+def _network(value: str) -> str:
     if ":" in value:
         raise ValueError("is IPv6; only IPv4 is supported")
     if not re.fullmatch(r"[\d.]+/\d+", value):
@@ -106,6 +108,11 @@ def _cidr(value: str) -> str:
         raise ValueError("is not an IPv4 CIDR such as 10.20.0.0/16") from None
     if str(network) != value:
         raise ValueError(f"has host bits set; the network is {network}")
+    return value
+
+
+def _narrow(value: str) -> str:
+    network = ipaddress.IPv4Network(value)
     if network.prefixlen < 16 and not (
         network.prefixlen >= 8 and any(network.subnet_of(private) for private in _PRIVATE)
     ):
@@ -197,16 +204,10 @@ def _endpoint_path(value: str) -> str:
     return value
 
 
-def _job(value: str) -> str:
-    if value == PROXY_JOB:
-        raise ValueError("is the job of the proxy's own metrics")
-    return value
-
-
-def _not_yet(value: Any) -> Any:
-    if value is not None:
-        raise ValueError("is not supported yet")
-    return value
+def _window(days: int) -> int:
+    if days not in (0, *range(7, 31)):
+        raise ValueError("is neither 0 nor 7 to 30")
+    return days
 
 
 def _not_empty(values: tuple[_T, ...]) -> tuple[_T, ...]:
@@ -253,16 +254,36 @@ def _token_secret(value: str | None) -> str | None:
     return value
 
 
-Cidr = Annotated[str, AfterValidator(_cidr)]
-DnsServer = Annotated[str, AfterValidator(_ipv4), AfterValidator(_server)]
-DnsServers = Annotated[
-    tuple[DnsServer, ...], AfterValidator(_not_empty), AfterValidator(_not_twice)
+Network = Annotated[str, AfterValidator(_network)]
+Cidr = Annotated[Network, AfterValidator(_narrow)]
+Several = Annotated[tuple[_T, ...], AfterValidator(_not_empty), AfterValidator(_not_twice)]
+PrefixLists = Several[Annotated[str, _matches(r"pl-[0-9a-f]{8,17}", "a prefix list's id")]]
+SecurityGroup = Annotated[str | None, _matches(r"sg-[0-9a-f]{8,17}", "a security group id")]
+KmsKey = Annotated[
+    str | None,
+    _matches(r"arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:key/[A-Za-z0-9-]+", "the ARN of a KMS key"),
 ]
-Cidrs = Annotated[tuple[Cidr, ...], AfterValidator(_not_empty), AfterValidator(_not_twice)]
+DnsServer = Annotated[str, AfterValidator(_ipv4), AfterValidator(_server)]
 _DNS_NAME = _matches(_HOSTNAME.pattern, "a DNS name in lower case")
 Server = Literal["nginx", "apache"]
 Number = BeforeValidator(_number)
 Count = Annotated[int, Field(ge=0), Number]
+Days = Annotated[int, Field(ge=1, le=90), Number]
+Duration = Annotated[
+    str,
+    _matches(
+        r"([2-9]|[1-9][0-9]{1,2})m|[1-9][0-9]{0,2}h",
+        "a duration of minutes or hours such as 10m or 24h, at least 2m",
+    ),
+]
+GrafanaUid = Annotated[str, _matches(r"[A-Za-z0-9_-]{1,40}", "a Grafana uid")]
+ScrapeProtocol = Literal[
+    "PrometheusText0.0.4",
+    "PrometheusText1.0.0",
+    "OpenMetricsText0.0.1",
+    "OpenMetricsText1.0.0",
+    "PrometheusProto",
+]
 
 
 class _Model(BaseModel):
@@ -326,16 +347,82 @@ class Workers(_Model):
     queues: dict[Annotated[str, Field(min_length=1, max_length=200)], Limits] = {}
 
 
+class DepthHolds(_Model):
+    """How long a queue is over its limit before there is an alert."""
+
+    warning: Duration = "10m"
+    critical: Duration = "5m"
+
+
+class CertificateDays(_Model):
+    """Days before the certificate's end from which there is an alert."""
+
+    warning: Days = 60
+    critical: Days = 14
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.warning < self.critical:
+            raise ValueError(f"warning {self.warning} is below critical {self.critical}")
+        return self
+
+
+class Alerts(_Model):
+    """When alerts fire, beside the limits of `workers`: how long a cause has to last."""
+
+    queue_depth: DepthHolds = DepthHolds()
+    error_rate: Duration = "10m"
+    stalled: Duration = "10m"
+    proxy_down: Duration = "5m"
+    reboot: Duration = "24h"
+    certificate_days: CertificateDays = CertificateDays()
+
+
 class Grafana(_Model):
     """Where the dashboard goes and what it is made of."""
 
     enabled: bool = True
     folder_title: Annotated[str, Field(min_length=1, max_length=189)] = "SBA"
-    datasource_uid: Annotated[str, _matches(r"[A-Za-z0-9_-]{1,40}", "a Grafana uid")] = "prometheus"
-    contact_point: Annotated[str | None, AfterValidator(_not_yet)] = None
+    folder_uid: GrafanaUid | None = None
+    """A folder that is there and stays somebody else's, in place of one with `folder_title`."""
+    adopt_folder: bool = False
+    """The stack's own folder is there already: it becomes the stack's, as `pulumi import` does."""
+    overwrite_dashboard: bool = False
+    """A dashboard with this uid is there already: this one takes its place."""
+    datasource_uid: Annotated[
+        str,
+        _matches(r"[A-Za-z0-9_-]{1,40}|\$\{\w+\}", "a Grafana uid or a variable such as ${name}"),
+    ] = "prometheus"
+    """Of the panels; a variable is one of the dashboard's."""
+    alert_datasource_uid: GrafanaUid | None = None
+    """Of the alerts, which know no variables; `datasource_uid` where it is not set."""
+    alerts: bool = True
+    contact_point: Annotated[str | None, Field(min_length=1, max_length=190)] = None
+    """Who is told. Grafana itself routes where there is none; a route per rule needs Grafana 11, or
+    10.4 with a feature flag."""
     runbook_url: Annotated[str | None, _matches(r"https?://[^\s\"'<>]+", "an http(s) URL")] = None
     dashboard: Annotated[str, Field(min_length=1)] = "ops/grafana/dashboard-sba.json"
-    dashboard_uid: Annotated[str | None, _matches(r"[A-Za-z0-9_-]{1,40}", "a Grafana uid")] = None
+    dashboard_uid: GrafanaUid | None = None
+
+    @property
+    def alert_datasource(self) -> str:
+        """The data source that the alerts ask."""
+        return self.alert_datasource_uid or self.datasource_uid
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        given = self.model_fields_set
+        if self.alerts and self.alert_datasource.startswith("$"):
+            raise ValueError(
+                f"datasourceUid {self.datasource_uid} is a variable, which alerts do not know; set "
+                "alertDatasourceUid too"
+            )
+        if self.folder_uid is not None and given & {"folder_title", "adopt_folder"}:
+            raise ValueError(
+                "folderUid names somebody else's folder; folderTitle and adoptFolder are for the "
+                "stack's own"
+            )
+        return self
 
 
 DEFAULT_ENDPOINTS: Final = (
@@ -359,38 +446,56 @@ class Settings(_Model):
         str, _matches(r"[A-Za-z0-9_.-]{1,36}", "a stack name of at most 36 letters, digits, _ . -")
     ]
     subnet_id: Annotated[str, _matches(r"subnet-[0-9a-f]{8,17}", "a subnet id")]
-    prometheus_cidrs: Cidrs
-    api_cidrs: Cidrs | None = None
-    api_security_group_id: Annotated[
-        str | None, _matches(r"sg-[0-9a-f]{8,17}", "a security group id")
-    ] = None
+    prometheus_cidrs: Several[Cidr]
+    prometheus_security_group_id: SecurityGroup = None
+    prometheus_prefix_list_ids: PrefixLists | None = None
+    api_cidrs: Several[Cidr] | None = None
+    api_security_group_id: SecurityGroup = None
+    https_cidrs: Several[Network] | None = None
+    https_prefix_list_ids: PrefixLists | None = None
     admin_token_secret_arn: Annotated[str | None, AfterValidator(_token_secret)] = None
+    admin_token_kms_key_arn: KmsKey = None
     endpoints: Annotated[tuple[Endpoint, ...], AfterValidator(_not_empty)] = DEFAULT_ENDPOINTS
     server: Server = "nginx"
     # the certificate's common name, too, and that has at most 64 characters (RFC 5280)
     server_name: Annotated[str, Field(max_length=64), _DNS_NAME] = "prometheus-api.local"
-    port: Annotated[int, Field(ge=1024, le=65535), Number] = 9446
+    port: Annotated[int, Field(ge=1024, le=60_999), Number] = 9446
+    """Above are the ports on which the sync tries what it is to adopt."""
     instance_type: Annotated[
         str, _matches(r"[a-z][a-z0-9-]*\.[a-z0-9-]+", "an EC2 instance type")
     ] = "t4g.micro"
     ami_id: Annotated[str | None, _matches(r"ami-[0-9a-f]{8,17}", "an AMI id")] = None
     private_ip: Annotated[str | None, AfterValidator(lambda v: v if v is None else _ipv4(v))] = None
-    kms_key_arn: Annotated[
+    kms_key_arn: KmsKey = None
+    previous_kms_key_arn: KmsKey = None
+    secret_prefix: Annotated[
+        str,
+        _matches(
+            r"(?=.{1,400}\Z)[A-Za-z0-9_+=.@-]+(/[A-Za-z0-9_+=.@-]+)*",
+            "the beginning of a secret's name",
+        ),
+    ] = NAMESPACE
+    recovery_window_in_days: Annotated[int, Number, AfterValidator(_window)] = 0
+    iam_path: Annotated[
+        str, _matches(r"(?=.{1,512}\Z)/([!-.0-~]+/)*", "an IAM path, with a slash at both ends")
+    ] = "/"
+    permissions_boundary_arn: Annotated[
         str | None,
-        _matches(r"arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:key/[A-Za-z0-9-]+", "the ARN of a KMS key"),
+        _matches(r"arn:aws[a-z-]*:iam::(\d{12}|aws):policy/[\w/+=,.@-]+", "an IAM policy's ARN"),
     ] = None
     sync_interval: Annotated[int, Field(ge=1, le=3600), Number] = 60
     search_domain: Annotated[str | None, _DNS_NAME] = None
-    job: Annotated[
-        str, _matches(r"[A-Za-z0-9_.:/-]{1,100}", "a job label"), AfterValidator(_job)
-    ] = "sba-api"
-    dns_servers: DnsServers | None = None
+    job: Annotated[str, _matches(r"[A-Za-z0-9_.:/-]{1,100}", "a job label")] = "sba-api"
+    fallback_scrape_protocol: ScrapeProtocol | None = None
+    """How Prometheus 3 reads an API whose Content-Type it does not know; 2 refuses the key."""
+    dns_servers: Several[DnsServer] | None = None
     reboot_time: Annotated[
         str | None, _matches(r"([01]\d|2[0-3]):[0-5]\d", "a time of day such as 03:30")
     ] = None
     protect: bool = False
     grafana: Grafana = Grafana()
     workers: Workers = Workers()
+    alerts: Alerts = Alerts()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -405,10 +510,10 @@ class Settings(_Model):
                 seen.add(value)
         ports = {endpoint.port for endpoint in self.endpoints}
         for names, rules in (
-            ("prometheusCidrs", len(self.prometheus_cidrs)),
+            ("prometheusCidrs", len(self.prometheus)),
             (
                 "endpoints, apiCidrs and dnsServers",
-                1 + len(ports) * len(self.api_cidrs or [""]) + 2 * len(self.dns_servers or ()),
+                len(self.https) + len(ports) * len(self.api) + 2 * len(self.dns_servers or ()),
             ),
         ):
             if rules > RULES_MAX:
@@ -439,6 +544,44 @@ class Settings(_Model):
         return self
 
     @property
+    def prometheus(self) -> tuple[Peer, ...]:
+        """Whom the security group admits: the networks, unless Prometheus is named more closely."""
+        close = self.prometheus_prefix_list_ids, self.prometheus_security_group_id
+        return _peers(None, *close) or _peers(self.prometheus_cidrs)
+
+    @property
+    def api(self) -> tuple[Peer, ...]:
+        """Where the API is."""
+        return _peers(self.api_cidrs, None, self.api_security_group_id)
+
+    @property
+    def https(self) -> tuple[Peer, ...]:
+        """Where AWS' APIs and Debian's packages are: anywhere, unless it is said."""
+        return _peers(self.https_cidrs, self.https_prefix_list_ids) or _peers([ANYWHERE])
+
+    @property
+    def kms_keys(self) -> list[str]:
+        """The customer keys under which the two secrets may be."""
+        keys = self.kms_key_arn, self.previous_kms_key_arn, self.admin_token_kms_key_arn
+        return list(dict.fromkeys(filter(None, keys)))
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """On everything that can carry them."""
+        return {"pulumi:project": NAMESPACE, "pulumi:stack": self.stack}
+
+    @property
+    def proxy_job(self) -> str:
+        """The Prometheus job of `/metrics/proxy`: `sba-proxy` beside `sba-api`."""
+        return f"{self.job.removesuffix('-api')}-proxy"
+
+    @property
+    def sync_late(self) -> int:
+        """Seconds since the last sync from which none runs: three of its intervals, and the time
+        until Prometheus has scraped and evaluated the last one."""
+        return 3 * self.sync_interval + 300
+
+    @property
     def own_token(self) -> bool:
         """Whether the program owns the token's value (`adminToken`), not somebody else's secret."""
         return self.admin_token_secret_arn is None
@@ -463,7 +606,12 @@ class Settings(_Model):
         for prefix, name in (("cn-", "China"), ("us-gov-", "GovCloud")):
             if region.startswith(prefix):
                 raise SettingsError(f'aws:region: "{region}" is in {name}, which is not supported')
-        arns = {"adminTokenSecretArn": self.admin_token_secret_arn, "kmsKeyArn": self.kms_key_arn}
+        arns = {
+            "adminTokenSecretArn": self.admin_token_secret_arn,
+            "adminTokenKmsKeyArn": self.admin_token_kms_key_arn,
+            "kmsKeyArn": self.kms_key_arn,
+            "previousKmsKeyArn": self.previous_kms_key_arn,
+        }
         problems = [
             one_line(key, arn, f"is in {arn.split(':')[3]}, and the stack in {region}")
             for key, arn in arns.items()
@@ -508,11 +656,21 @@ class Settings(_Model):
         return settings
 
 
+def _peers(
+    cidrs: Iterable[str] | None, lists: Iterable[str] | None = None, group: str | None = None
+) -> tuple[Peer, ...]:
+    return (
+        *(("cidr_ipv4", cidr) for cidr in cidrs or ()),
+        *(("prefix_list_id", one) for one in lists or ()),
+        *((("referenced_security_group_id", group),) if group is not None else ()),
+    )
+
+
 def _is_text(annotation: Any) -> bool:
     """Whether a field is plain text, not a number, a flag or a structure written as JSON."""
     if get_origin(annotation) in (Annotated, Union, UnionType):
         return _is_text(get_args(annotation)[0])
-    return annotation in (str, Server)
+    return annotation in (str, Server, ScrapeProtocol)
 
 
 _FIELDS: Final = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import struct
 import textwrap
 import zlib
@@ -95,9 +96,9 @@ def described(settings: Settings, region: str, bundle_secret: str) -> str:
     """The user data for people: what follows from the settings, and what identifies the rest."""
     name = f"{settings.server}.gz"
     digest = hashlib.sha256((COMMITTED / name).read_bytes()).hexdigest()
-    return f"# host/user-data/{name} sha256 {digest}\n" + of_settings(
-        settings, region, bundle_secret
-    )
+    # no comment: a preview shows two texts that differ in one only as two long lines
+    first = f"- path: host/user-data/{name}\n  sha256: {digest}\n"
+    return first + of_settings(settings, region, bundle_secret)
 
 
 def of_settings(settings: Settings, region: str, bundle_secret: str) -> str:
@@ -159,7 +160,8 @@ def _files(server: str) -> dict[str, str]:
     }
 
     def template(name: str) -> str:
-        return templates.get_template(name).render(names)
+        # its comments stay in the repository: they are a tenth of what all this takes
+        return re.sub(r"(?m)^ *(#|//|--).*\n", "", templates.get_template(name).render(names))
 
     commands = {**SYNC_COMMANDS[server], "reload": ["systemctl", "reload-or-restart", PROXY_UNIT]}
     return {
@@ -191,10 +193,11 @@ def _json(value: Mapping[str, Any]) -> str:
 
 
 def _items(files: Mapping[str, str]) -> str:
-    """Items of `write_files`."""
+    """Items of `write_files`, in the order of their paths and no further to the right than need be:
+    that alone is 200 bytes of what is compressed."""
     return "".join(
-        f"- path: {path}\n  content: |\n{textwrap.indent(text, '    ')}"
-        for path, text in files.items()
+        f"-\n path: {path}\n content: |\n{textwrap.indent(text, '  ')}"
+        for path, text in sorted(files.items())
     )
 
 
@@ -207,11 +210,14 @@ def _stored(text: bytes) -> bytes:
 
 def main() -> None:
     """Write the committed part anew where it is not what `of_server` says: `make generate`."""
+    # 4 % smaller than zlib's; not there where the program runs, and not needed there
+    from zopfli.gzip import compress
+
     COMMITTED.mkdir(exist_ok=True)
     for server in SERVERS:
         file, text = COMMITTED / f"{server}.gz", of_server(server).encode()
         if not file.exists() or gzip.decompress(file.read_bytes()) != text:
-            file.write_bytes(gzip.compress(text, mtime=0))
+            file.write_bytes(compress(text))
 
 
 if __name__ == "__main__":

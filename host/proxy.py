@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from config.files import replace
 from config.settings import NAMESPACE, PROXY_PATH, Endpoint, Settings, SettingsError
 
 SECRET_MAX: Final = 65_536
@@ -28,10 +29,8 @@ APACHE: Final = "/usr/sbin/apache2"
 SYSTEM_CA: Final = "/etc/ssl/certs/ca-certificates.crt"
 """The CAs that Debian trusts, for `https` upstreams without a `ca` of their own."""
 
-LIMITS: Final = {"connections": 64, "burst": 1000, "seconds": 10}
-"""What one client may do. Prometheus keeps one connection for each endpoint: 64 are 20 of them
-behind one address, at the default endpoints. 1,000 requests in 10 s are 100 endpoints scraped every
-second; whoever asks more often gets a 429. nginx only: Apache has no limits per client."""
+LOOPBACK: Final = "127.0.0.1/32"
+"""The machine itself, which asks its proxy after a reload whether it serves."""
 
 SYNC_COMMANDS: Final[dict[str, dict[str, Any]]] = {
     "nginx": {
@@ -81,6 +80,16 @@ def upstream_url(endpoint: Endpoint, search_domain: str | None) -> str:
     return url._replace(netloc=f"{host}{port}").geturl()
 
 
+def limits(endpoints: int) -> dict[str, int]:
+    """What one client may ask of the API; more gets a 429. nginx only: Apache has no such limits.
+
+    A pair of Prometheus behind one address may have every endpoint hanging at the same time and
+    scrape each of them every second; 64 connections and 100 requests a second are for others.
+    """
+    rate = 100 + 2 * endpoints
+    return {"connections": 64 + 2 * endpoints, "rate": rate, "burst": 10 * rate}
+
+
 def render(settings: Settings, *, on_host: bool = True) -> str:
     """The configuration of the stack's server.
 
@@ -92,9 +101,9 @@ def render(settings: Settings, *, on_host: bool = True) -> str:
         port=settings.port,
         server_name=settings.server_name,
         proxy_path=PROXY_PATH,
-        prometheus_cidrs=settings.prometheus_cidrs,
+        allowed=[*settings.prometheus_cidrs, *([LOOPBACK] if on_host else [])],
         system_ca=SYSTEM_CA,
-        limits=LIMITS,
+        limits=limits(len(settings.endpoints)),
         endpoints=[
             {
                 "name": e.name,
@@ -113,6 +122,7 @@ def bundle(settings: Settings, own_secret: str) -> dict[str, Any]:
     `token` names the secret that holds it, `own_secret` or somebody else's, and the key in its JSON
     if the settings do. Raises `SettingsError` if it would not fit into one secret.
     """
+    fallback = settings.fallback_scrape_protocol
     document = {
         "token": {
             "secret": settings.token_secret or own_secret,
@@ -125,6 +135,7 @@ def bundle(settings: Settings, own_secret: str) -> dict[str, Any]:
                 "path": e.path,
                 "upstream": upstream_url(e, settings.search_domain),
                 **({"ca": e.ca} if e.ca else {}),
+                **({"fallback_scrape_protocol": fallback} if fallback else {}),
             }
             for e in settings.endpoints
         ],
@@ -153,8 +164,8 @@ def by_hand(server: str) -> str:
 def main() -> None:
     """Write what people without Pulumi need into a folder: `make generate`."""
     for server in SYNC_COMMANDS:
-        Path(sys.argv[1], f"{server}-prometheus-auth.conf").write_text(by_hand(server))
-    Path(sys.argv[1], "headers.lua").write_text(templates.get_template("headers.lua").render())
+        replace(Path(sys.argv[1], f"{server}-prometheus-auth.conf"), by_hand(server))
+    replace(Path(sys.argv[1], "headers.lua"), templates.get_template("headers.lua").render())
 
 
 if __name__ == "__main__":

@@ -1,15 +1,10 @@
 """Bring token, certificate and proxy configuration from Secrets Manager to the proxy.
 
-`Sync.run` is one run: fetch and validate both secrets, ask the API with the live and the offered
-token, adopt what is new, see that the server serves what is in use, write the metrics.
-`Sync.adopt`: write a generation, the server's own test, a trial (it serves on a loopback port and
-is asked as Prometheus asks), switch the link `current`, reload, check (the same questions to the
-real port), record. Whatever fails, the last good generation stays or comes back; the reason is
-said, a secret never. Where not all parts (token, certificate, configuration) are good, each is
-adopted alone.
+`Sync.run` has the steps of a run, `Sync.adopt` those of adopting what is new. Whatever fails, the
+last generation that was seen to serve stays or comes back; the reason is said, a secret never.
 
-$RUNTIME_DIRECTORY, empty after a boot: gen-*/ (generations), current (the one that the server
-reads), state.json (what is in use, what failed), proxy.prom (the server's /metrics/proxy), lock.
+$RUNTIME_DIRECTORY, empty after a boot, has generations (gen-*), the link `current` that the server
+reads, state.json, the server's own document (proxy.prom) and a lock.
 """
 
 from __future__ import annotations
@@ -18,7 +13,6 @@ import fcntl
 import hashlib
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -51,7 +45,7 @@ OWN_PATH = "/metrics/proxy"
 PROBE_SECONDS = 5
 SERVE_SECONDS = 10  # from a start or reload to the first answer; Prometheus' scrape timeout
 FORGET_SECONDS = 3600  # what failed is tried again after that
-TRIAL_PORTS = range(61_000, 65_536)  # above those that the kernel gives to connections
+TRIAL_PORTS = range(61_000, 65_536)  # above those of connections
 ACCEPT = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1"
 SCRAPED = ("text/plain", "application/openmetrics-text", "application/vnd.google.protobuf")
 CONTENT_TYPE = r'([\w.+-]+/[\w.+-]+)(?:\s*;\s*[\w-]+=(?:"[^"]*"|[^\s;"]+))*\s*;?\s*'
@@ -88,7 +82,7 @@ class Report:
             hidden = {i + j for i in found for j in range(size)}
             text = "".join("\0" if i in hidden else c for i, c in enumerate(text))
         text = " ".join(re.sub("\0+", "***", text).split())
-        return "".join(c if c.isprintable() else "?" for c in text)
+        return re.sub("[^ -~]+", "?", text)
 
     def say(self, line: str) -> None:
         print(self.masked(line), file=sys.stderr, flush=True)
@@ -112,10 +106,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Config:
-    """/etc/metrics-proxy/*.json: what follows from the server, and what from the settings.
-
-    Commands and lines have places like `{generation}`.
-    """
+    """/etc/metrics-proxy/*.json; commands and lines have places like `{generation}`."""
 
     region: str
     bundle_secret: str
@@ -129,7 +120,7 @@ class Config:
     generation_line: str
 
 
-# -- what the secrets hold; who writes them may be wrong ------------------------------------------
+# -- what the secrets hold; who writes them may be wrong
 
 
 @dataclass(frozen=True)
@@ -183,7 +174,6 @@ def parsed(text: str) -> dict[str, Any]:
 
 
 def configuration(bundle: dict[str, Any]) -> Files:
-    """The server's configuration, the endpoints and their CAs."""
     conf = bundle.get("configuration")
     if not isinstance(conf, str) or not conf.strip() or re.search("[\0\ud800-\udfff]", conf):
         raise RefusedError("configuration_invalid", "the configuration is no text, or empty")
@@ -205,7 +195,7 @@ def certificate(bundle: dict[str, Any], live: Files | None) -> Files:
 
 
 def validity(files: Files) -> tuple[int, int]:
-    """Begin and end of a certificate; zeros if it is none, or the key is another's."""
+    """Begin and end of a certificate; zeros if it is none with its key."""
     with TemporaryDirectory() as scratch, suppress(ssl.SSLError, ValueError):
         for name in ("certificate.pem", "key.pem"):
             Path(scratch, name).write_bytes(files[name])
@@ -227,7 +217,7 @@ def place(found: Any) -> dict[str, str]:
 
 
 def bearer(text: str, key: str | None) -> str:
-    """The token: a secret's whole text, or the value of a key of its JSON."""
+    """The token: a secret's text, or a value in its JSON."""
     text = text.strip()
     if key or text.startswith("{"):
         key, found = key or "token", parsed(text)
@@ -242,7 +232,7 @@ def bearer(text: str, key: str | None) -> str:
     return text
 
 
-# -- what is in use --------------------------------------------------------------------------------
+# -- what is in use
 
 
 @dataclass(frozen=True)
@@ -289,16 +279,11 @@ class Generation:
 class State:
     """state.json: what outlives a run."""
 
-    generation: str = ""
-    """Seen to serve: the one to go back to."""
-    versions: dict[str, str] = field(default_factory=dict)
-    """By part."""
-    success: dict[str, float] = field(default_factory=dict)
-    """By secret: when it was last seen to be in use."""
-    place: dict[str, str] = field(default_factory=dict)
-    """Of the token, as the bundle says: `secret`, and `key` where that is JSON."""
-    failures: dict[str, tuple[str, str, float]] = field(default_factory=dict)
-    """By digest of what failed: reason, words, when."""
+    generation: str = ""  # seen to serve, to go back to
+    versions: dict[str, str] = field(default_factory=dict)  # by part
+    success: dict[str, float] = field(default_factory=dict)  # by secret: when it was in use
+    place: dict[str, str] = field(default_factory=dict)  # of the token: `secret` and `key`
+    failures: dict[str, tuple[str, str, float]] = field(default_factory=dict)  # by digest
 
     @classmethod
     def read(cls, file: Path) -> State:
@@ -359,7 +344,7 @@ class Store:
         self.replace("current", lambda new: new.symlink_to(generation.name))
 
 
-# -- questions -------------------------------------------------------------------------------------
+# -- questions
 
 
 @dataclass(frozen=True)
@@ -435,8 +420,9 @@ class Probe:
 def served(port: int, generation: Generation, path: str = OWN_PATH) -> int:
     """The status of a document of a server on this machine, if that serves the generation.
 
-    Who it is and the document are asked over one connection, and so of one worker. Raises OSError
-    or HTTPException. Of the API's documents only the head counts, as where the API itself is asked.
+    One connection for who it is and the document: one worker. Raises OSError or HTTPException,
+    ConnectionRefusedError where it may not be there yet: it starts, or reloads, when for a moment
+    both generations answer. Of a document only the head counts, as where the API itself is asked.
     """
     context = ssl.create_default_context()
     context.check_hostname = False
@@ -453,13 +439,13 @@ def served(port: int, generation: Generation, path: str = OWN_PATH) -> int:
         context.wrap_socket(plain) as server.sock,
     ):
         if server.sock.getpeercert(binary_form=True) != generation.shown:
-            raise OSError(0, "another certificate")
+            raise ConnectionRefusedError(0, "another certificate")
         own = ask(OWN_PATH)
         own.read()
         if own.status != 200:
             raise OSError(0, f"{OWN_PATH} answers {own.status}")
         if own.headers["Metrics-Proxy-Generation"] != generation.name:
-            raise OSError(0, "another generation")
+            raise ConnectionRefusedError(0, "another generation")
         return own.status if path == OWN_PATH else ask(path).status
 
 
@@ -472,12 +458,10 @@ def lack(port: int, generation: Generation) -> str:
     return ""
 
 
-# -- one run ---------------------------------------------------------------------------------------
+# -- one run
 
 
 class Sync:
-    """One run."""
-
     def __init__(self, config: Config, store: Store, report: Report) -> None:
         self.config, self.store, self.report = config, store, report
         self.state = State.read(store.folder / "state.json")
@@ -595,14 +579,19 @@ class Sync:
     # -- adopt
 
     def adopt_news(self) -> None:
-        """Adopt what is new, but not what failed within the hour, if there is something to lose."""
+        """Adopt what is new, but not what failed within the hour, if there is something to lose.
+
+        There is none where nothing is in use, nor for a token where the live one is taken nowhere.
+        """
         news = {p: files for p, files in self.offers.items() if self.known.get(p) != files}
         now, failures = time.time(), self.state.failures
         for digest, (_, _, when) in list(failures.items()):
             if not 0 <= now - when < FORGET_SECONDS:
                 del failures[digest]
+        taken = any(answer.good for _, answer in self.upstreams())
         for part, files in list(news.items()):
-            if self.live and (failure := failures.get(self._digest({part: files}))):
+            keeps = self.live and (taken or part != "token")
+            if keeps and (failure := failures.get(self._digest({part: files}))):
                 reason, said, when = failure
                 once = (
                     f"tried {(now - when) / 60:.0f} min ago; again after an hour, or when changed"
@@ -643,7 +632,7 @@ class Sync:
 
     def trial(self, generation: Generation, folder: Path) -> None:
         """The generation serves on a loopback port, and is asked for all that it has to serve."""
-        port = self._free_port()
+        port = TRIAL_PORTS[os.getpid() % len(TRIAL_PORTS)]
         listen = rb"(?im)^(\s*listen\s+)(?:[^\s;]*:)?%d\b" % self.config.port
         moved, conf = rb"\g<1>127.0.0.1:%d" % port, generation.parts["configuration"]["proxy.conf"]
         conf, found = re.subn(listen, moved, conf)
@@ -675,9 +664,9 @@ class Sync:
         self.live = generation
 
     def resume(self) -> None:
-        """After a killed run, or a lost state, what is linked is not what is recorded.
+        """What is linked and not recorded, after a killed run, is in use if it serves.
 
-        If it serves, it is in use. Where there is nothing else it is loaded: its trial is passed.
+        Where there is nothing else it is loaded: it has passed its trial.
         """
         linked = self.store.read(self.store.linked)
         if linked is None or (self.live and self.live.name == linked.name):
@@ -712,13 +701,14 @@ class Sync:
         deadline = time.monotonic() + SERVE_SECONDS
 
         def ask(path: str) -> str:
+            soon = time.monotonic() + 1
             while True:
                 try:
                     status = served(port, generation, path)
                     return "" if status // 100 == 2 else f"answers {status}"
                 except (OSError, HTTPException) as error:
-                    # it starts; or it reloads, when for a moment both generations answer
-                    if not alive() or time.monotonic() > deadline:
+                    yet = isinstance(error, ConnectionRefusedError)
+                    if not alive() or time.monotonic() > (deadline if yet else soon):
                         return words(error)
                 time.sleep(0.05)
 
@@ -739,7 +729,6 @@ class Sync:
     # -- commands
 
     def command(self, name: str, seconds: int, folder: Path) -> None:
-        """Run it; refuse with what it says."""
         with self._scratch() as scratch, Path(scratch, "said").open("w+b") as said:
             argv = ["timeout", f"{seconds}", *self._argv(name, folder, scratch)]
             status = run(argv, stdin=DEVNULL, stdout=said, stderr=said).returncode
@@ -766,31 +755,18 @@ class Sync:
         text = self.report.masked("\n".join(lines))
         return f": {text[-500:]}" if text else ""
 
-    @staticmethod
-    def _free_port() -> int:
-        for port in random.sample(TRIAL_PORTS, 50):
-            with socket.socket() as probe, suppress(OSError):
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(("127.0.0.1", port))
-                return port
-        raise RefusedError("internal", "no free port for a trial")
-
     # -- state and metrics
 
     def save(self) -> None:
         text = json.dumps(asdict(self.state))
         self.store.replace("state.json", lambda new: new.write_text(text))
 
-    def _digest(self, news: dict[str, Files]) -> str:
-        """Of what failed. A token is another matter once the API no longer takes the live one."""
-        takes = "token" in news and any(answer.good for _, answer in self.upstreams())
-        text = repr(
-            (takes, [(part, sorted(files.items())) for part, files in sorted(news.items())])
-        )
+    @staticmethod
+    def _digest(news: dict[str, Files]) -> str:
+        text = repr([(part, sorted(files.items())) for part, files in sorted(news.items())])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def remember(self) -> None:
-        """The versions in use, and when they were."""
         used = {part for part, files in self.offers.items() if self.known.get(part) == files}
         self.state.versions |= {part: self.versions[part] for part in used}
         now = time.time()
@@ -819,7 +795,7 @@ class Sync:
         last = "Last sync with the secret in use"
         show("secret_last_success_timestamp_seconds", last, success, "secret")
         of = {part: secret for secret, parts in SECRETS.items() for part in parts}
-        versions = {(of[part], version): 1.0 for part, version in state.versions.items()}
+        versions = {(of[p], version): 1.0 for p, version in state.versions.items() if p in of}
         show("secret_info", "Versions in use", versions, "secret", "version")
         if self.live:
             conf = self.known["configuration"]["proxy.conf"]

@@ -1,30 +1,65 @@
-"""The file that tells Prometheus to scrape the endpoints through the proxy."""
+"""What tells Prometheus and its relatives to scrape the endpoints through the proxy."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any, Final
 
-import yaml
+from config.settings import PROXY_PATH, Settings
+from monitoring.text import dump_yaml
 
-from config.settings import PROXY_JOB, PROXY_PATH, Settings
+Json = dict[str, Any]
 
-CA_FILE: Final = "metrics-proxy-ca.pem"
-"""The name under which the scrape config expects the proxy's CA certificate, beside itself."""
-
-_HEADER: Final = f"""\
-# Scrape jobs of the metrics proxy, generated. For Prometheus 2.43 or newer:
-# 1. Save this as metrics-proxy.yml, and the output caCertificate as {CA_FILE}
-#    in the same folder: Prometheus looks for it beside this file, not beside prometheus.yml.
-# 2. Name this file in prometheus.yml, relative to it:
-#      scrape_config_files: [metrics-proxy.yml]
-# 3. Run promtool check config prometheus.yml and reload Prometheus. promtool does not look for
-#    the CA: without it Prometheus logs "unable to read CA cert", and the targets do not appear.
-# No token belongs here: the proxy adds it.
+_HEADER: Final = """\
+# Scrape jobs of the metrics proxy, stack {stack}, generated. For Prometheus 2.45 or newer:
+# 1. Save this as metrics-proxy-{stack}.yml and name it in prometheus.yml, relative to that file:
+#      scrape_config_files: [metrics-proxy-{stack}.yml]
+# 2. Run promtool check config prometheus.yml and reload Prometheus.
+# Stacks in the same Prometheus need a `job` each, or it refuses the second.
+# Neither token nor file belongs here: the proxy adds the token, and its CA stands below.
 """
 
 
-def scrape_config(settings: Settings, address: str) -> str:
-    """Return a file for `scrape_config_files`; `address` is the proxy's, without the port."""
+def scrape_config(settings: Settings, address: str, ca: str) -> str:
+    """Return a file for `scrape_config_files`.
+
+    `address` is the proxy's, without the port; `ca` the PEM of the CA that its certificate is of.
+    """
+    head = _HEADER.format(stack=settings.stack)
+    return head + dump_yaml({"scrape_configs": jobs(settings, address, ca)})
+
+
+def scrape_config_list(settings: Settings, address: str, ca: str) -> str:
+    """Return the same jobs as a bare list.
+
+    For vmagent's `scrape_config_files` and for `additionalScrapeConfigs` of Prometheus' operator.
+    """
+    return dump_yaml(jobs(settings, address, ca))
+
+
+def scrape_config_objects(settings: Settings, address: str, ca: str) -> str:
+    """Return the same jobs as Kubernetes objects for `kubectl apply`.
+
+    They are two `ScrapeConfig`s of Prometheus' operator, which names the job itself and sets the
+    label, and the `ConfigMap` with their CA, which they cannot hold.
+    """
+    name = re.sub(r"[^a-z0-9]+", "-", f"metrics-proxy-{settings.stack}".lower()).strip("-")
+    config_map = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": name},
+        "data": {"ca.pem": ca},
+    }
+    scrapes = [
+        _scrape_config_object(f"{name}-{role}", name, job)
+        for role, job in zip(("api", "proxy"), jobs(settings, address, ca), strict=True)
+    ]
+    return dump_yaml(config_map, *scrapes)
+
+
+def jobs(settings: Settings, address: str, ca: str) -> list[Json]:
+    """Return one job for all endpoints, and one for the proxy's own metrics."""
     target = f"{address}:{settings.port}"
     # One job with a label per endpoint: two jobs relabelled to one name, or one job without the
     # label, would be a single `up` that flips between the endpoints.
@@ -35,24 +70,65 @@ def scrape_config(settings: Settings, address: str) -> str:
         }
         for endpoint in settings.endpoints
     ]
-    jobs = [
-        _job(settings.job, settings.server_name, static_configs=endpoints),
-        _job(
-            PROXY_JOB,
-            settings.server_name,
-            metrics_path=PROXY_PATH,
-            static_configs=[{"targets": [target]}],
-        ),
-    ]
-    return _HEADER + yaml.safe_dump({"scrape_configs": jobs}, sort_keys=False)
-
-
-def _job(name: str, server_name: str, **rest: Any) -> dict[str, Any]:
-    """Return a job without `scrape_interval`, so that Prometheus' global one applies."""
-    return {
-        "job_name": name,
+    fallback = settings.fallback_scrape_protocol
+    common = {
         "scheme": "https",
-        "tls_config": {"ca_file": CA_FILE, "server_name": server_name, "min_version": "TLS12"},
+        "tls_config": {"ca": ca, "server_name": settings.server_name, "min_version": "TLS12"},
         "follow_redirects": False,
-        **rest,
     }
+    # without `scrape_interval`, so that Prometheus' global one applies
+    return [
+        {
+            "job_name": settings.job,
+            **common,
+            **({"fallback_scrape_protocol": fallback} if fallback else {}),
+            "static_configs": endpoints,
+        },
+        {
+            "job_name": settings.proxy_job,
+            **common,
+            "metrics_path": PROXY_PATH,
+            "static_configs": [{"targets": [target]}],
+        },
+    ]
+
+
+_FIELDS: Final = {
+    "metrics_path": "metricsPath",
+    "fallback_scrape_protocol": "fallbackScrapeProtocol",
+}
+"""What a job may have, and how a `ScrapeConfig` calls it."""
+
+
+def _scrape_config_object(name: str, config_map: str, job: Json) -> Json:
+    tls = job["tls_config"]
+    # It has no field for follow_redirects: Prometheus follows one, with nothing that it could lose.
+    return {
+        "apiVersion": "monitoring.coreos.com/v1alpha1",
+        "kind": "ScrapeConfig",
+        "metadata": {"name": name},
+        "spec": {
+            "jobName": job["job_name"],
+            "scheme": job["scheme"].upper(),
+            "tlsConfig": {
+                "ca": {"configMap": {"name": config_map, "key": "ca.pem"}},
+                "serverName": tls["server_name"],
+                "minVersion": tls["min_version"],
+            },
+            **{to: job[key] for key, to in _FIELDS.items() if key in job},
+            "staticConfigs": job["static_configs"],
+        },
+    }
+
+
+FORMS: Final[dict[str, Callable[[Settings, str, str], str]]] = {
+    "scrapeConfig": scrape_config,
+    "scrapeConfigList": scrape_config_list,
+    "scrapeConfigObjects": scrape_config_objects,
+}
+"""The stack's outputs, and what renders each."""
+
+
+def forms(settings: Settings, address: str, ca: str) -> dict[str, str]:
+    """Return the text of each of `FORMS`."""
+    return {name: render(settings, address, ca) for name, render in FORMS.items()}

@@ -1,7 +1,8 @@
 """The sample API: two metrics documents that only an admin may read. A stand-in for `sba-api`.
 
 It knows tokens by their SHA-256 only (a file, read at every request, so that a token can be
-accepted or revoked at any time) and logs every request that it gets.
+accepted or revoked at any time) and logs every request that it gets. What it shows can be changed
+at any time, too: see `behave`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import TCPServer
@@ -42,44 +44,64 @@ def accepted(folder: Path) -> list[str]:
     return list(json.loads((folder / "tokens.json").read_text()))
 
 
-class Workers:
-    """What the BullMQ exporter shows: gauges per queue that move with the time of day."""
+def behave(folder: Path, **how: Any) -> None:
+    """Have the API in `folder` behave otherwise; without keywords it is its own self again.
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        names = {
-            "throughput": "Jobs finished per second",
-            "error_rate": "Share of jobs that failed, 0 to 1",
-            "error4xx_rate": "Share of jobs that failed with a 4xx, 0 to 1",
-            "error5xx_rate": "Share of jobs that failed with a 5xx, 0 to 1",
-            "timeout_rate": "Share of jobs that timed out, 0 to 1",
-            "queue_depth": "Jobs waiting",
-            "active_jobs": "Jobs being worked on",
-        }
-        self._gauges = {
-            name: Gauge(f"sba_worker_{name}", text, ["queue_name"], registry=self.registry)
-            for name, text in names.items()
-        }
+    `workers`: queue → gauge → value, in place of what moves. `content_type`: of every answer.
+    """
+    part = folder / "behaviour.part"
+    part.write_text(json.dumps(how))
+    part.replace(folder / "behaviour.json")
 
-    def document(self) -> bytes:
-        now = time.time()
-        for number, (queue, (rate, depth)) in enumerate(QUEUES.items()):
-            wave = (1 + math.sin(now / 60 + 2 * number)) / 2  # 0 to 1, about six minutes long
-            burst = max(0.0, math.sin(now / 200 + number)) ** 8  # mostly 0, now and then up to 1
-            parts = {
-                "error4xx_rate": 0.002 + 0.002 * wave,
-                "error5xx_rate": 0.001 + 0.015 * burst,
-                "timeout_rate": 0.001 * wave,
-            }
-            values = parts | {
-                "error_rate": sum(parts.values()),
-                "throughput": rate * (0.8 + 0.4 * wave),
-                "queue_depth": round(depth * (1 + wave + 20 * burst)),
-                "active_jobs": round(rate * (0.5 + wave)),
-            }
-            for name, value in values.items():
-                self._gauges[name].labels(queue).set(value)
-        return generate_latest(self.registry)
+
+def behaviour(folder: Path) -> dict[str, Any]:
+    """What `behave` has said last."""
+    file = folder / "behaviour.json"
+    return dict(json.loads(file.read_text())) if file.exists() else {}
+
+
+GAUGES = {
+    "throughput": "Jobs finished per second",
+    "error_rate": "Share of jobs that failed, 0 to 1",
+    "error4xx_rate": "Share of jobs that failed with a 4xx, 0 to 1",
+    "error5xx_rate": "Share of jobs that failed with a 5xx, 0 to 1",
+    "timeout_rate": "Share of jobs that timed out, 0 to 1",
+    "queue_depth": "Jobs waiting",
+    "active_jobs": "Jobs being worked on",
+}
+
+
+def worker_metrics(folder: Path) -> bytes:
+    """What the BullMQ exporter shows: gauges per queue."""
+    registry = CollectorRegistry()
+    gauges = {
+        name: Gauge(f"sba_worker_{name}", text, ["queue_name"], registry=registry)
+        for name, text in GAUGES.items()
+    }
+    for queue, values in behaviour(folder).get("workers", moving()).items():
+        for name, value in values.items():
+            gauges[name].labels(queue).set(value)
+    return generate_latest(registry)
+
+
+def moving() -> dict[str, dict[str, float]]:
+    """Queue → gauge → value, as they move with the time of day."""
+    now, queues = time.time(), {}
+    for number, (queue, (rate, depth)) in enumerate(QUEUES.items()):
+        wave = (1 + math.sin(now / 60 + 2 * number)) / 2  # 0 to 1, about six minutes long
+        burst = max(0.0, math.sin(now / 200 + number)) ** 8  # mostly 0, now and then up to 1
+        parts = {
+            "error4xx_rate": 0.002 + 0.002 * wave,
+            "error5xx_rate": 0.001 + 0.015 * burst,
+            "timeout_rate": 0.001 * wave,
+        }
+        queues[queue] = parts | {
+            "error_rate": sum(parts.values()),
+            "throughput": rate * (0.8 + 0.4 * wave),
+            "queue_depth": round(depth * (1 + wave + 20 * burst)),
+            "active_jobs": round(rate * (0.5 + wave)),
+        }
+    return queues
 
 
 def process_metrics() -> Callable[[], bytes]:
@@ -141,7 +163,8 @@ def serve(address: tuple[str, int], path: str, document: Callable[[], bytes], fo
 
         def reply(self, status: int, body: bytes) -> None:
             self.send_response(status)
-            self.send_header("Content-Type", CONTENT_TYPE_PLAIN_0_0_4)
+            kind = behaviour(folder).get("content_type", CONTENT_TYPE_PLAIN_0_0_4)
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("X-Powered-By", "Express")
             self.send_header("Set-Cookie", "connect.sid=s%3Asample; HttpOnly")
@@ -186,7 +209,7 @@ def main() -> None:
     options = parser.parse_args()
     documents = {
         options.metrics_port: ("/metrics", process_metrics()),
-        options.workers_port: ("/metrics/workers", Workers().document),
+        options.workers_port: ("/metrics/workers", partial(worker_metrics, options.folder)),
     }
     threads = [
         threading.Thread(target=serve, args=((options.address, port), *rest, options.folder))

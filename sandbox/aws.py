@@ -21,6 +21,8 @@ from typing import Any, Final
 
 import boto3
 
+from sandbox import organisation as policies
+
 REGION: Final = "eu-central-1"
 DEBIAN = "136693071363"  # the account that publishes Debian's images
 ACCOUNT: Final = "123456789012"  # moto's
@@ -112,14 +114,19 @@ def start(
     host: str = "127.0.0.1",
     port: int = 0,
     prefix: Iterable[str] = (),
+    organisation: bool = False,
 ) -> tuple["subprocess.Popen[bytes]", Account]:
-    """Start the embedded AWS and wait for it; `prefix` is put before the command (a namespace)."""
+    """Start the embedded AWS and wait for it; `prefix` is put before the command (a namespace).
+
+    `organisation`: with the policies of `sandbox/organisation.py`.
+    """
     ready = folder / "aws.json"
     ready.unlink(missing_ok=True)
     options = {"host": host, "port": str(port), "region": region, "ready": str(ready)}
     options |= {"vpc": vpc_cidr, "subnet": subnet_cidr}
     command = [*prefix, sys.executable, "-m", "sandbox.aws"]
     command += [part for name, value in options.items() for part in (f"--{name}", value)]
+    command += ["--organisation"] if organisation else []
     with (folder / "aws.log").open("wb") as log:
         process = subprocess.Popen(
             command,
@@ -157,7 +164,14 @@ def _mend() -> None:
     from moto.ec2.models.amis import Ami, AmiBackend
     from moto.ec2.models.instances import Instance
     from moto.ec2.responses import instances as responses
-    from moto.iam.access_control import IAMPolicyStatement, IAMRequest
+    from moto.iam.access_control import (
+        IAMPolicy,
+        IAMPolicyStatement,
+        IAMRequest,
+        PermissionResult,
+        create_access_key,
+    )
+    from moto.iam.responses import IamResponse
     from moto.secretsmanager.models import secretsmanager_backends
     from moto.secretsmanager.responses import SecretsManagerResponse
 
@@ -170,6 +184,18 @@ def _mend() -> None:
         if name == "*" or name.startswith("arn:"):
             return str(name)
         return f"arn:aws:secretsmanager:{self.region}:{self.current_account}:secret:{name}"
+
+    def determine_iam_resource(self: IamResponse) -> str:
+        """moto knows the ARN of a role that is there, and nothing else."""
+        for key, kind, things in (
+            ("InstanceProfileName", "instance-profile", self.backend.get_instance_profiles),
+            ("RoleName", "role", self.backend.get_roles),
+        ):
+            if name := self._get_param(key):
+                path = (self._get_param("Path") or "/") + name
+                arns = [str(one.arn) for one in things() if one.name == name]
+                return [*arns, f"arn:aws:iam::{self.current_account}:{kind}{path}"][0]
+        return "*"
 
     def match(pattern: str, text: str) -> Any:
         """`?` is a wildcard of IAM too (the six random characters of a secret's ARN)."""
@@ -185,6 +211,30 @@ def _mend() -> None:
         names = trusted.get("Service" if service else "AWS", [])
         names = [names] if isinstance(names, str) else names
         return (EC2 if service else principal) in names or (not service and "*" in names)
+
+    read_secret = SecretsManagerResponse.get_secret_value
+
+    def get_secret_value(self: SecretsManagerResponse) -> str:
+        """Who reads what a customer's key encrypts has to decrypt with it; moto encrypts nothing.
+
+        The key's own policy is not modelled: it is taken to leave this to IAM.
+        """
+        arn = determine_resource(self)
+        secrets = secretsmanager_backends[self.current_account][self.region].secrets
+        key = getattr(secrets[arn], "kms_key_id", None) if arn in secrets else None
+        if key and key.startswith("arn:"):
+            context = {
+                "kms:ViaService": f"secretsmanager.{self.region}.amazonaws.com",
+                "kms:EncryptionContext:SecretARN": arn,
+            }
+            caller = self.headers["Authorization"].partition("Credential=")[2].split("/")[0]
+            who = create_access_key(self.current_account, self.partition, caller, self.headers)
+            if PermissionResult.PERMITTED not in [
+                IAMPolicy(policy).is_action_permitted("kms:Decrypt", key, None, context)
+                for policy in who.collect_policies()
+            ]:
+                raise JsonRESTError("AccessDeniedException", "Access to KMS is not allowed")
+        return read_secret(self)
 
     def refuse(name: str, json_code: str) -> Callable[..., None]:
         """Services that speak JSON get their refusals in JSON, with the codes AWS uses."""
@@ -270,7 +320,9 @@ def _mend() -> None:
                 )
 
     for owner, name, mend in (
+        (IamResponse, "_determine_resource", determine_iam_resource),
         (SecretsManagerResponse, "_determine_resource", determine_resource),
+        (SecretsManagerResponse, "get_secret_value", get_secret_value),
         (IAMPolicyStatement, "_match", staticmethod(match)),
         (IAMPolicyStatement, "_check_principal", check_principal),
         *(
@@ -329,6 +381,9 @@ def main() -> None:
     parser.add_argument("--vpc", required=True, help="CIDR of the VPC")
     parser.add_argument("--subnet", required=True, help="CIDR of the private subnet")
     parser.add_argument("--ready", type=Path, required=True, help="written when it answers (JSON)")
+    parser.add_argument(
+        "--organisation", action="store_true", help="refuse what an organisation's policies do"
+    )
     arguments = parser.parse_args()
 
     _mend()
@@ -349,6 +404,10 @@ def main() -> None:
         if not signed or environ["PATH_INFO"].startswith("/moto-api"):
             start_response("403 Forbidden", [("Content-Type", "text/plain")])
             return [b"the request is not signed\n"]
+        strict = arguments.organisation and settings.INITIAL_NO_AUTH_ACTION_COUNT == 0
+        if strict and (refused := policies.refusal(environ)):
+            start_response("403 Forbidden", [("Content-Type", "text/xml")])
+            return [refused]
         answer: Iterable[bytes] = moto(environ, start_response)
         return answer
 

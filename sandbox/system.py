@@ -27,7 +27,6 @@ from typing import Any, Final
 import yaml
 
 from config.settings import NAMESPACE
-from monitoring.scrape import CA_FILE
 from sandbox import api, aws
 from sandbox.engine import STACK, Engine
 from sandbox.machines.kind import Machine, Processes
@@ -38,6 +37,8 @@ from sandbox.tools import ROOT, prometheus
 
 LOOPBACK: Final = "127.0.0.1"
 SYNC_INTERVAL: Final = 2
+CA_FILE: Final = "metrics-proxy-ca.pem"
+"""The proxy's CA, for curl; Prometheus has it in its scrape config."""
 
 Progress = Callable[[str, float], object]
 """Told of each step that ended: what it was, and its seconds."""
@@ -63,7 +64,7 @@ class Sandbox:
         self.folder = folder.resolve()
         self.logs = self.folder / "logs"
         self.api = self.folder / "api"
-        self._prometheus = self.folder / "prometheus"
+        self.prometheus_folder = self.folder / "prometheus"
         self._state_file = self.folder / "sandbox.json"
         self._progress = progress
         self.kind = str(self.state.get("host", host))
@@ -157,13 +158,13 @@ class Sandbox:
         `server` is nginx for a new sandbox, and stays as it is for another, if it is not named;
         `token` is the admin token of a new sandbox.
         """
-        for folder in (self.logs, self.api, self._prometheus):
+        for folder in (self.logs, self.api, self.prometheus_folder):
             folder.mkdir(parents=True, exist_ok=True)
         self.state["host"] = self.kind
         self._save()
         self.machine.prepare(self._step)
         self._aws()
-        self._sample_api()
+        self.sample_api()
         with self._step("pulumi up"):
             self._configure(server, token)
             self.engine.up(output)
@@ -186,7 +187,7 @@ class Sandbox:
             )
             self._keep("aws", Process.adopt(child))
 
-    def _sample_api(self) -> None:
+    def sample_api(self) -> None:
         if self.process("api"):
             return
         with self._step("sample API"):
@@ -258,22 +259,25 @@ class Sandbox:
         return self.proxy_metrics() is not None
 
     def _start_prometheus(self) -> None:
-        """Prometheus with the stack's own scrape config."""
+        """Prometheus with the stack's own scrape config and alerts."""
         outputs = self.engine.outputs()
-        (self._prometheus / CA_FILE).write_text(outputs["caCertificate"])
-        (self._prometheus / "metrics-proxy.yml").write_text(outputs["scrapeConfig"])
+        (self.prometheus_folder / CA_FILE).write_text(outputs["caCertificate"])
+        (self.prometheus_folder / "metrics-proxy.yml").write_text(outputs["scrapeConfig"])
+        (self.prometheus_folder / "rules.yml").write_text(outputs["prometheusRules"])
+        second = ("scrape_interval", "scrape_timeout", "evaluation_interval")
         main = {
-            "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
+            "global": dict.fromkeys(second, "1s"),
             "scrape_config_files": ["metrics-proxy.yml"],
+            "rule_files": ["rules.yml"],
         }
-        (self._prometheus / "prometheus.yml").write_text(yaml.safe_dump(main))
+        (self.prometheus_folder / "prometheus.yml").write_text(yaml.safe_dump(main))
         if running := self.process("prometheus"):
             running.signal(signal.SIGHUP)
             return
         with self._step("Prometheus"):
             command = [*self.machine.prefix("prometheus"), prometheus()]
-            command += [f"--config.file={self._prometheus / 'prometheus.yml'}"]
-            command += [f"--storage.tsdb.path={self._prometheus / 'data'}"]
+            command += [f"--config.file={self.prometheus_folder / 'prometheus.yml'}"]
+            command += [f"--storage.tsdb.path={self.prometheus_folder / 'data'}"]
             command += [f"--web.listen-address={LOOPBACK}:{self.machine.ports.prometheus}"]
             self.spawn("prometheus", command)
             wait(self._prometheus_ready, "Prometheus (logs/prometheus.log)")
@@ -339,7 +343,7 @@ class Sandbox:
             "address": address,
             "port": port,
             "server_name": config.get(f"{NAMESPACE}:serverName", "prometheus-api.local"),
-            "ca_file": str(self._prometheus / CA_FILE),
+            "ca_file": str(self.prometheus_folder / CA_FILE),
         }
 
     def contract(self) -> dict[str, Any]:

@@ -12,6 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILT = ROOT / ".cache" / "bin"
 """What `make setup` built from tools/*/go.mod."""
 
+DEBIAN = BUILT / "debian"
+"""What the machine's tree brought beside it: Debian 13's own Prometheus."""
+
 PROMETHEUS_MIN = (2, 43)
 """The first Prometheus with `scrape_config_files`."""
 
@@ -31,16 +34,16 @@ def find(name: str) -> str:
 
 
 def prometheus(name: str = "prometheus") -> str:
-    """`prometheus` or `promtool`, new enough: the one on $PATH, else the one that was built."""
+    """`prometheus` or `promtool`, new enough: from $PATH, else as it was built, else Debian's."""
     on_path = shutil.which(name)
     if on_path is not None and _version(on_path) >= PROMETHEUS_MIN:
         return on_path
-    built = BUILT / name
-    if not built.exists():
-        raise FileNotFoundError(
-            f"no {name} of version {'.'.join(map(str, PROMETHEUS_MIN))} or newer; run: make setup"
-        )
-    return str(built)
+    for found in (BUILT / name, DEBIAN / name):
+        if found.exists():
+            return str(found)
+    raise FileNotFoundError(
+        f"no {name} of version {'.'.join(map(str, PROMETHEUS_MIN))} or newer; run: make setup"
+    )
 
 
 def _version(program: str) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ ROOMS = ("vm", "sandbox")
 
 
 class ByRoom(LoadScopeScheduling):
-    """Processes of `pytest -n 4`: one for each sandbox of these rooms, one for all other tests.
+    """Processes of `pytest -n 5`: one for each sandbox of these rooms, two for all other tests.
 
     xdist's own groups have no effect with pytest 9.2: they change `Item._nodeid`, which is gone.
     """
@@ -23,7 +23,8 @@ class ByRoom(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         room = nodeid.split("/")[1]
         # each server has a sandbox of its own
-        return f"{room}, Apache: {'[apache' in nodeid}" if room in ROOMS else "others"
+        shared = f"{room}, Apache: {'[apache' in nodeid}"
+        return dict.fromkeys(ROOMS, shared).get(room, "servers" if room == "behaviour" else "")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByRoom:

@@ -9,6 +9,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ import grpc.aio
 from pulumi.provider.experimental import provider as rpc
 from pulumi.provider.experimental.property_value import PropertyValue
 from pulumi.provider.experimental.server import ProviderServicer
-from pulumi.runtime.proto import provider_pb2_grpc
+from pulumi.runtime.proto import provider_pb2, provider_pb2_grpc
 from pulumi.runtime.rpc import UNKNOWN
 
 from sandbox.providers import schema
@@ -27,6 +28,11 @@ Values = dict[str, Any]  # plain Python; UNKNOWN stands for what a preview does 
 Problems = Iterator[tuple[str, str]]  # (path, what is wrong with it)
 
 AUTONAMED = "__defaults"  # the inputs that the provider chose, as Pulumi's bridged providers note
+
+
+Naming = provider_pb2.CheckRequest.AutonamingOptions
+NAMING: ContextVar[Naming | None] = ContextVar("naming", default=None)
+"""The name that the engine proposes (`pulumi:autonaming`), which the SDK does not pass on."""
 
 
 class UserError(Exception):
@@ -192,7 +198,10 @@ class Provider(rpc.Provider):
         chosen = dict(kind.defaults)
         if kind.autoname:
             seed = (request.random_seed or request.urn.encode()).hex()
-            chosen[kind.autoname] = f"{request.name}-{seed[:7]}"
+            naming = NAMING.get() or Naming()
+            chosen[kind.autoname] = naming.proposed_name or f"{request.name}-{seed[:7]}"
+            if naming.mode == Naming.DISABLE:
+                raise UserError("the sandbox does not model pulumi:autonaming mode: disabled")
             if kind.autoname in (plain(request.old_inputs.get(AUTONAMED)) or ()):
                 chosen[kind.autoname] = plain(request.old_inputs[kind.autoname])
         chosen = {key: value for key, value in chosen.items() if key not in inputs}
@@ -317,10 +326,21 @@ def _one_line(method: Method) -> Method:
     return answer
 
 
+async def _configure(self: Any, request: Any, context: grpc.aio.ServicerContext) -> Any:
+    answer = await ProviderServicer.Configure(self, request, context)
+    answer.supports_autonaming_configuration = True
+    return answer
+
+
+async def _check(self: Any, request: Any, context: grpc.aio.ServicerContext) -> Any:
+    NAMING.set(request.autonaming)
+    return await ProviderServicer.Check(self, request, context)
+
+
 class _Servicer(ProviderServicer):
-    Configure = _one_line(ProviderServicer.Configure)
+    Configure = _one_line(_configure)
     Invoke = _one_line(ProviderServicer.Invoke)
-    Check = _one_line(ProviderServicer.Check)
+    Check = _one_line(_check)
     Diff = _one_line(ProviderServicer.Diff)
     Create = _one_line(ProviderServicer.Create)
     Read = _one_line(ProviderServicer.Read)

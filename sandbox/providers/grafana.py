@@ -141,10 +141,11 @@ class Folder(Kind):
 
     def read(self, it: Existing) -> Values | None:
         """The title may have been changed."""
-        uid = it.id.partition(":")[2]
+        uid = it.id.rpartition(":")[2]  # an import gives the uid alone
         if not folder_file(uid).exists():
             return None
-        return {"title": folder_title(uid), "uid": uid, "url": f"/dashboards/f/{uid}"}
+        kept = {"preventDestroyIfNotEmpty": it.state.get("preventDestroyIfNotEmpty", False)}
+        return {"title": folder_title(uid), "uid": uid, "url": f"/dashboards/f/{uid}", **kept}
 
     def update(self, it: Existing) -> Values:
         """Another title, also in the rule groups, which name the folder by it."""

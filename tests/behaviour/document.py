@@ -18,6 +18,25 @@ FILE: Final = Path(__file__).parents[2] / "docs/behaviour.md"
 COLUMNS: Final = (*OURS, *REQUIRED)
 TITLES: Final = "nginx | Apache | required nginx | required Apache"
 
+_HELD: Final = """## Connections that never finish
+
+1,100 of them at once, each opened anew when the server has closed it, from an address that is let
+in, and two scrapes a second meanwhile, each with a connection of its own and a patience of 10 s.
+`tests/behaviour/test_limits.py` does that at both servers. The numbers are of one run by hand on
+Debian 13's servers, two busy cores, 20 s each: scrapes that failed, and how long the slowest of the
+others took. *Before*: 512 connections for each nginx worker, 128 threads of Apache, 10 s for a
+handshake and for a header.
+
+| held | nginx before | nginx | Apache before | Apache |
+| --- | --- | --- | --- | --- |
+| at three bytes of a handshake | 37 of 39 | 0 of 40, 0.04 s | 39 of 40 | 0 of 39, 1.6 s |
+| at half a header | 15 of 40 | 0 of 40, 0.03 s | 39 of 40 | 0 of 39, 1.6 s |
+| memory they take | 60 MB | 90 MB | 20 MB | 190 MB |
+
+nginx did as well with 3,800 (240 MB), where two workers end; Apache with 1,450 (230 MB), and with
+3,000 of them 14 of 39 scrapes failed.
+"""
+
 NONE: Final = "-"
 """A case that a proxy has not."""
 
@@ -27,6 +46,8 @@ Written by `make behaviour` from what `tests/behaviour` found; a test fails wher
 
 Every case was sent as raw bytes to nginx and Apache, started as the sandbox starts them, and to
 the two configurations that the requirement sketched, made to load (`tests/behaviour/required/`).
+Debian 13's own nginx and Apache, run in the tree that the declared machine boots from, give the
+same answers as those of the machine that wrote this, and let as little of the fuzz through.
 The configurations for people without Pulumi (`ops/proxy/`) answer as the others of their server
 do; they have no `/metrics/proxy`.
 
@@ -65,7 +86,7 @@ def case_tables(outcomes: Mapping[str, Mapping[Case, Outcome]]) -> str:
             if case.group == group
         ]
         lines += [f"## {group}\n", *_table(rows, "case", TITLES, "why nginx and Apache differ")]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, _HELD, ""])
 
 
 def fuzz_table(all_results: Mapping[str, Result]) -> str:

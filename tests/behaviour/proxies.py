@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -13,27 +14,74 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Final
 
 from config.settings import Settings
 from host import cloud_config, proxy
 from sandbox.machines.process import NOT_ROOT, UnitRunner, lay_out
+from sandbox.machines.vm import image
+from sandbox.machines.vm.machine import obstacle
 from sandbox.processes import free_port, wait
 from tests.behaviour.upstream import CANARY, Api
-from tests.behaviour.wire import CLIENT, SERVER_NAME, exchange
+from tests.behaviour.wire import CLIENT, SERVER, SERVER_NAME, exchange
 from tests.certificates import self_signed
 
 OURS: Final = ("nginx", "apache")
+DEBIAN_13: Final = (
+    () if obstacle() and "CI" not in os.environ else ("Debian 13's nginx", "Debian 13's apache")
+)
+"""The servers that the declared machine has, run in the tree that it boots from."""
+
+RENDERED: Final = (*OURS, *DEBIAN_13)
+"""Those with the configuration of a machine."""
+
 BY_HAND: Final = ("nginx by hand", "apache by hand")
 REQUIRED: Final = ("required nginx", "required apache")
-KINDS: Final = (*OURS, *BY_HAND, *REQUIRED)
+PROMISED: Final = (*RENDERED, *BY_HAND)
+"""Those that keep the promise."""
+
+KINDS: Final = (*PROMISED, *REQUIRED)
 
 OWN_DOCUMENT: Final = b"metrics_proxy_secret_sync_ok 1.0\n"
 """What the sync would have written for /metrics/proxy."""
 
 _HERE: Final = Path(__file__).parent
 _OPS: Final = _HERE.parents[1] / "ops/proxy"
+_IN_TREE: Final = """
+mount -t overlay overlay -o "lowerdir=$1" "$2"
+for folder in dev tmp; do mount --bind "/$folder" "$2/$folder"; done
+shift 2
+exec "$@"
+"""
+
+_UNPACKING: Final = threading.Lock()
+
+
+@cache
+def _debian_13() -> str:
+    """The tree with the servers' packages unpacked on top: `lowerdir=` of an overlay."""
+    built, unpacked = image.build(), tempfile.mkdtemp(prefix="debian-13-")
+    atexit.register(shutil.rmtree, unpacked)
+    for package in built.packages.glob("*.deb"):
+        if not package.name.startswith(("python3-", "perl")):  # large, and no part of a server
+            subprocess.run(["dpkg-deb", "--extract", package, unpacked], check=True)
+    return f"{unpacked}:{built.root}"
+
+
+def _command(kind: str, unit: UnitRunner, folder: Path) -> list[str]:
+    """The server of the unit, of this machine or of the machine's tree."""
+    if kind not in DEBIAN_13:
+        return unit.server_command()
+    with _UNPACKING:
+        lower = _debian_13()
+    (mounted := folder / "tree").mkdir()
+    return [
+        *("unshare", "--mount", "sh", "-euc", _IN_TREE, "sh", lower, str(mounted)),
+        *(*NOT_ROOT, f"--root={mounted}", f"--wd={unit.root}"),
+        *unit.command(cloud_config.PROXY_UNIT),
+    ]
 
 
 class StartError(Exception):
@@ -49,7 +97,8 @@ class Proxy:
     """A running server of one of KINDS.
 
     `edit` changes its configuration before it is read. `token` None is a host without a valid one,
-    `include` false one whose file with the token is not there. Raises `StartError`.
+    `include` false one whose file with the token is not there. `more` endpoints of the API, on
+    `/more-0` and so on, are there besides the usual ones. Raises `StartError`.
     """
 
     def __init__(
@@ -59,17 +108,18 @@ class Proxy:
         edit: Callable[[str], str] = str,
         token: str | None = CANARY,
         include: bool = True,
+        more: int = 0,
     ) -> None:
         self.kind = kind
         self.server = "apache" if "apache" in kind else "nginx"
-        self.port = free_port(CLIENT)
+        self.port = free_port(SERVER)
         # a short name: the path of a socket has at most 107 bytes
         self.folder = Path(tempfile.mkdtemp(prefix="proxy-"))
         self.api = Api(self.folder / "api")
-        self._edit, self._token, self._include = edit, token, include
+        self._edit, self._token, self._include, self._more = edit, token, include, more
         self._process: subprocess.Popen[bytes] | None = None
         self._syslog: socket.socket | None = None
-        start = {OURS: self._generation, BY_HAND: self._by_hand, REQUIRED: self._required}
+        start = {RENDERED: self._generation, BY_HAND: self._by_hand, REQUIRED: self._required}
         try:
             next(start[kinds] for kinds in start if kind in kinds)()
         except BaseException:
@@ -107,21 +157,24 @@ class Proxy:
             {
                 "name": "api",
                 "path": "/metrics",
-                "upstream": f"http://{CLIENT}:{ports['api']}/metrics",
+                "upstream": f"http://{SERVER}:{ports['api']}/metrics",
             },
             {
                 "name": "workers",
                 "path": "/metrics/workers",
-                "upstream": f"http://{CLIENT}:{ports['workers']}/metrics/workers",
+                "upstream": f"http://{SERVER}:{ports['workers']}/metrics/workers",
             },
             {"name": "absent", "path": "/absent", "upstream": "http://absent.invalid:9464/metrics"},
-            {"name": "down", "path": "/down", "upstream": f"http://{CLIENT}:1/metrics"},
+            {"name": "down", "path": "/down", "upstream": f"http://{SERVER}:1/metrics"},
         ]
         cas = {"right-ca": self.api.ca, "wrong-ca": self_signed("localhost")[0], "system-ca": None}
         for name, ca in cas.items():
             upstream = f"https://localhost:{ports[name]}/metrics"
             endpoint = {"name": name, "path": f"/{name}", "upstream": upstream}
             endpoints.append(endpoint | ({"ca": ca} if ca else {}))
+        for number in range(self._more):
+            name, upstream = f"more-{number}", f"http://{SERVER}:{ports['api']}/metrics"
+            endpoints.append({"name": name, "path": f"/{name}", "upstream": upstream})
         settings = Settings.parse(
             "test",
             {
@@ -141,21 +194,22 @@ class Proxy:
         state = root / "run/metrics-proxy"
         (state / "current").symlink_to("gen-1")
         (state / "proxy.prom").write_bytes(OWN_DOCUMENT)
+        self.limits = proxy.limits(len(endpoints))
         text = proxy.render(settings)
         if self.server == "nginx":
-            text = put_in(text, {"resolver 127.0.0.53 ": f"resolver {CLIENT}:{ports['names']} "})
+            text = put_in(text, {"resolver 127.0.0.53 ": f"resolver {SERVER}:{ports['names']} "})
         files = {f"ca-{name}.pem": ca for name, ca in cas.items() if ca}
         self._write(state / "gen-1", text, **files)
         self._listen(root / "dev/log")
         runner = UnitRunner(root, {}, self.folder / "unused.log")
-        self._run(runner.server_command(), root)
+        self._run(_command(self.kind, runner, self.folder), root)
 
     def _by_hand(self) -> None:
         """As ops/proxy/README.md says, with addresses and folders put in."""
         text = (_OPS / f"{self.server}-prometheus-auth.conf").read_text()
         places = {
-            "api-internal:9464": f"{CLIENT}:{self.api.ports['api']}",
-            "api-internal:3002": f"{CLIENT}:{self.api.ports['workers']}",
+            "api-internal:9464": f"{SERVER}:{self.api.ports['api']}",
+            "api-internal:3002": f"{SERVER}:{self.api.ports['workers']}",
             "9446": str(self.port),
             "10.20.0.0/16": f"{CLIENT}/32",
         }
@@ -180,8 +234,8 @@ class Proxy:
         """The requirement's own, with addresses and folders put in."""
         text = (_HERE / f"required/{self.server}.conf").read_text()
         places = {
-            "http://api:9464": f"http://{CLIENT}:{self.api.ports['api']}",
-            "http://api:3002": f"http://{CLIENT}:{self.api.ports['workers']}",
+            "http://api:9464": f"http://{SERVER}:{self.api.ports['api']}",
+            "http://api:3002": f"http://{SERVER}:{self.api.ports['workers']}",
             "9446": str(self.port),
             "10.20.0.0/16": f"{CLIENT}/32",
             "/etc/ssl/prometheus-api.crt": "certificate.pem",

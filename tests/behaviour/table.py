@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from tests.behaviour.cases import Case, Send
-from tests.behaviour.proxies import BY_HAND, OURS
-from tests.behaviour.wire import CLIENT, SERVER_NAME, context
+from tests.behaviour.proxies import PROMISED, RENDERED
+from tests.behaviour.wire import SERVER, SERVER_NAME, context
 
 PARSER: Final = "one refuses it while parsing, the other by a rule"
 LINE_FEED: Final = "nginx takes LF for a line end, Apache does not"
@@ -290,7 +290,7 @@ SERVED_HEADERS: Final = rows(
         "200 headers": headers(*(f"X-{n}: 1" for n in range(200))),
         "5 headers of 8,000 bytes": headers(*(f"X-{n}: {'x' * 8000}" for n in range(5))),
         "another Host": request(host="other.example"),
-        "an address as Host": request(host=f"{CLIENT}:9446"),
+        "an address as Host": request(host=f"{SERVER}:9446"),
     },
     {
         "Authorization twice": ("400", "200", "malformed for nginx, taken away by Apache"),
@@ -334,9 +334,10 @@ REFUSED_HEADERS: Final = rows(
 CONNECTIONS: Final = [
     Case("Connections", name, request(path), answer, connect=connect, by_hand=by_hand)
     for name, path, answer, by_hand, connect in (
-        ("an address that is not listed", "/metrics", "403", "", {"source": "127.0.0.2"}),
-        ("... and the own document", "/metrics/proxy", "403", "404", {"source": "127.0.0.2"}),
-        ("... and another path", "/x", "404", "", {"source": "127.0.0.2"}),
+        ("an address that is not listed", "/metrics", "403", "", {"source": "127.0.0.3"}),
+        ("... and the own document", "/metrics/proxy", "403", "404", {"source": "127.0.0.3"}),
+        ("... and another path", "/x", "404", "", {"source": "127.0.0.3"}),
+        ("the machine's own", "/metrics", "200", "403", {"source": SERVER}),
         ("plain HTTP", "/metrics", "400", "", {"tls": None}),
         ("TLS 1.0", "/metrics", "no handshake", "", {"tls": context(ssl.TLSVersion.TLSv1)}),
         ("TLS 1.1", "/metrics", "no handshake", "", {"tls": context(ssl.TLSVersion.TLSv1_1)}),
@@ -349,15 +350,15 @@ CONNECTIONS: Final = [
 
 SLOW_CLIENTS: Final = [
     Case(
-        *("Slow clients", "no request within 10 s", slowly(b""), "closed"),
-        connect={"patience": 15},
+        *("Slow clients", "no request within 5 s", slowly(b""), "closed"),
+        connect={"patience": 8},
         slow=True,
     ),
     # given up before a timeout that starts anew with every byte would end it
-    Case("Slow clients", "a header, a byte a second", slowly(request()[:15]), "closed", slow=True),
+    Case("Slow clients", "a header, a byte a second", slowly(request()[:10]), "closed", slow=True),
     Case(
-        *("Slow clients", "no handshake within 10 s", b"\x16\x03\x01", "closed"),
-        connect={"patience": 15, "tls": None},
+        *("Slow clients", "no handshake within 5 s", b"\x16\x03\x01", "closed"),
+        connect={"patience": 8, "tls": None},
         slow=True,
     ),
     Case("Slow clients", "50 MB, taking nothing", take_nothing, "200 cut", reaches=1, slow=True),
@@ -376,9 +377,21 @@ ANSWERS: Final = [
             "no HTTP": wants("garbage"),
             "less than announced": wants("half"),
             "an upgrade that nobody asked for": wants("switch"),
+            "15 headers of 400 bytes": wants("long-headers"),
+            "50 headers of 400 bytes": wants("more-headers"),
             "a header of 100,000 bytes": wants("huge-header"),
+            "103 before the 200": wants("hints"),
+            "no Content-Type": wants("no-type"),
         },
         {
+            "15 headers of 400 bytes": ("200",),
+            "50 headers of 400 bytes": (
+                "502",
+                "200",
+                "nginx has 16 KB for all headers of an answer",
+            ),
+            "103 before the 200": ("103, 200",),
+            "no Content-Type": ("200",),
             "a redirect to elsewhere": ("302",),
             "X-Accel-Redirect and its like": ("200",),
             "500": ("500",),
@@ -419,7 +432,7 @@ ANSWERS: Final = [
             "https, another CA": ("502", "500", MOD_PROXY),
             "https, a CA that the system does not know": ("502", "500", MOD_PROXY),
         },
-        kinds=OURS,
+        kinds=RENDERED,
     ),
 ]
 
@@ -434,12 +447,12 @@ STATES: Final = [
     Case(
         *("States", "no token: the own document", request("/metrics/proxy"), "200"),
         reaches=0,
-        kinds=OURS,
+        kinds=RENDERED,
         start=NO_TOKEN,
     ),
     Case(
         *("States", "no file with the token", request(), "does not start"),
-        kinds=(*OURS, *BY_HAND),
+        kinds=PROMISED,
         start={"include": False},
     ),
 ]

@@ -8,7 +8,7 @@ import pytest
 
 from tests.behaviour.cases import Case
 from tests.behaviour.conftest import Outcomes
-from tests.behaviour.proxies import BY_HAND, OURS, OWN_DOCUMENT
+from tests.behaviour.proxies import OURS, OWN_DOCUMENT, PROMISED, RENDERED
 from tests.behaviour.table import CASES, PROMETHEUS
 from tests.behaviour.upstream import CANARY, DOCUMENT, LARGE
 from tests.behaviour.wire import CLIENT
@@ -18,14 +18,14 @@ each = pytest.mark.parametrize(
     ("kind", "case"),
     [
         pytest.param(kind, case, id=f"{kind}: {case.group}: {case.name}")
-        for kind in (*OURS, *BY_HAND)
+        for kind in PROMISED
         for case in CASES
         if kind in case.kinds
     ],
 )
 
 
-each_proxy = pytest.mark.parametrize("kind", [*OURS, *BY_HAND])
+each_proxy = pytest.mark.parametrize("kind", PROMISED)
 
 
 @each
@@ -35,9 +35,9 @@ def test_what_is_answered_and_what_reaches_the_api(
     outcome = outcomes[kind][case]
     assert str(outcome) == case.expected(kind)
     assert len(outcome.received) == case.expected_requests(kind)
-    assert [request.objections(CLIENT) for request in outcome.received] == [{}] * len(
-        outcome.received
-    )
+    client = case.connect.get("source", CLIENT)
+    objections = [request.objections(client) for request in outcome.received]
+    assert objections == [{}] * len(outcome.received)
     assert not outcome.leaks
     if outcome.received:  # every request asks for it
         assert outcome.answer.end == "closed"
@@ -52,7 +52,7 @@ def test_an_answer_tells_nothing_of_server_and_api(
     for response in outcomes[kind][case].answer.responses:
         names = {name.lower() for name in response.headers}
         assert not names & {"set-cookie", "x-powered-by", "location", "via"}
-        assert response.headers["Server"] in ("nginx", "Apache")
+        assert response.headers["Server"] in ("nginx", "Apache", None)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.group}: {case.name}")
@@ -78,5 +78,5 @@ def test_documents_and_the_headers_of_a_scrape_arrive_whole(outcomes: Outcomes, 
     assert {name.lower(): value for name, value in PROMETHEUS.items()}.items() <= dict(
         scrape.headers
     ).items()
-    if kind in OURS:
+    if kind in RENDERED:
         assert named["`/metrics/proxy`"].answer.responses[0].body == OWN_DOCUMENT

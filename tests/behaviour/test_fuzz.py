@@ -9,13 +9,13 @@ import urllib.parse
 import pytest
 
 from tests.behaviour import corpus, fuzz
-from tests.behaviour.proxies import BY_HAND, OURS
+from tests.behaviour.proxies import PROMISED
 from tests.behaviour.upstream import CANARY
 from tests.behaviour.wire import CLIENT
 from tests.leaks import holds
 
 Results = dict[str, fuzz.Result]
-each_proxy = pytest.mark.parametrize("kind", [*OURS, *BY_HAND])
+each_proxy = pytest.mark.parametrize("kind", PROMISED)
 
 
 def show(offenders: list[corpus.Request]) -> str:

@@ -11,7 +11,7 @@ from config.settings import URL_MAX, Settings
 from host import proxy
 from tests.behaviour.proxies import OURS, Proxy
 from tests.behaviour.table import request
-from tests.behaviour.wire import CLIENT, SERVER_NAME, exchange
+from tests.behaviour.wire import CLIENT, SERVER, SERVER_NAME, exchange
 
 LONGEST = {
     "letters": "/" + "a" * (URL_MAX - 1),
@@ -25,7 +25,7 @@ def test_the_longest_path_and_upstream_are_served(kind: str) -> None:
     def edit(text: str) -> str:
         """The configuration of other endpoints at the same API."""
         found = re.search(r"[Ll]isten (?:[\d.]+:)?(\d+)", text)
-        api = re.search(rf"http://{CLIENT}:\d+", text)
+        api = re.search(rf"http://{SERVER}:\d+", text)
         assert found
         assert api
         endpoints = [

@@ -7,16 +7,17 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from host.proxy import LIMITS
 from sandbox.processes import wait
-from tests.behaviour.proxies import OURS, Proxy, put_in, unlimited
+from tests.behaviour.proxies import OURS, RENDERED, Proxy, put_in, unlimited
 from tests.behaviour.table import request, wants
-from tests.behaviour.upstream import CANARY
-from tests.behaviour.wire import CLIENT, context, exchange
+from tests.behaviour.upstream import CANARY, ECHOES
+from tests.behaviour.wire import CLIENT, SERVER, context, exchange
 from tests.leaks import holds
 
 Start = Callable[..., Proxy]
@@ -27,8 +28,8 @@ def start() -> Iterator[Start]:
     """Start proxies that end with the test."""
     running: list[Proxy] = []
 
-    def make(kind: str, edit: Callable[[str], str] = str) -> Proxy:
-        running.append(Proxy(kind, edit=edit))
+    def make(kind: str, edit: Callable[[str], str] = str, more: int = 0) -> Proxy:
+        running.append(Proxy(kind, edit=edit, more=more))
         return running[-1]
 
     yield make
@@ -36,31 +37,106 @@ def start() -> Iterator[Start]:
         proxy.stop()
 
 
-def test_more_requests_than_anybody_needs_are_refused(start: Start) -> None:
-    proxy = start("nginx")
-    scrape = request("/metrics/proxy").replace(b"Connection: close\r\n", b"")
+each = pytest.mark.parametrize("kind", RENDERED)
+each_nginx = pytest.mark.parametrize("kind", [kind for kind in RENDERED if "nginx" in kind])
+
+
+def serves_its_own(proxy: Proxy) -> bool:
+    return str(exchange(proxy.port, request("/metrics/proxy"))) == "200"
+
+
+@each_nginx
+def test_more_requests_than_anybody_needs_are_refused(start: Start, kind: str) -> None:
+    proxy = start(kind)
+    scrape = request("/down").replace(b"Connection: close\r\n", b"")
     found = Counter[int]()
     for _ in range(3):  # nginx closes a connection after 1,000 requests
-        answer = exchange(proxy.port, scrape * (LIMITS["burst"] - 1) + request("/metrics/proxy"))
+        answer = exchange(proxy.port, scrape * 999 + request("/down"))
         found.update(response.status for response in answer.responses)
-    assert set(found) == {200, 429}
-    assert found[200] > LIMITS["burst"]
+    assert set(found) == {502, 429}
+    assert found[502] > proxy.limits["burst"]
+    assert serves_its_own(proxy)
     wait(lambda: str(exchange(proxy.port, request())) == "200", "the proxy to serve again", 10)
 
 
-def test_more_connections_than_anybody_needs_are_refused(start: Start) -> None:
-    proxy = start("nginx")
-    busy = [
-        threading.Thread(target=exchange, args=(proxy.port, wants("hang")), kwargs={"patience": 12})
-        for _ in range(LIMITS["connections"])
-    ]
-    for thread in busy:
-        thread.start()
-    wait(lambda: len(proxy.api.received()) == len(busy), "the API to be busy", 7)
+def hang(proxy: Proxy, *paths: str) -> list[threading.Thread]:
+    """Have the API hang on each path; returns when all requests have reached it."""
+    threads = []
+    for path in paths:
+        sent = proxy.port, request(path, "User-Agent: want=hang")
+        threads.append(threading.Thread(target=exchange, args=sent, kwargs={"patience": 12}))
+        threads[-1].start()
+    wait(lambda: len(proxy.api.received()) == len(paths), "the API to be busy", 7)
+    return threads
+
+
+@each_nginx
+def test_more_connections_than_anybody_needs_are_refused(start: Start, kind: str) -> None:
+    proxy = start(kind)
+    busy = hang(proxy, *["/metrics"] * proxy.limits["connections"])
     assert str(exchange(proxy.port, request())) == "429"
+    assert serves_its_own(proxy)
     for thread in busy:
         thread.join()
     assert str(exchange(proxy.port, request())) == "200"
+
+
+@each
+def test_endpoints_that_hang_leave_the_others_their_place(start: Start, kind: str) -> None:
+    """100 endpoints, 80 of which hang, for a pair of Prometheus behind one address."""
+    proxy = start(kind, more=93)
+    hang(proxy, *[f"/more-{number}" for number in range(80)] * 2)
+    with ThreadPoolExecutor(40) as pool:
+        answers = pool.map(lambda _: str(exchange(proxy.port, request())), range(40))
+    assert Counter(answers) == {"200": 40}
+
+
+def begin_handshake(proxy: Proxy) -> socket.socket:
+    connection = socket.create_connection((SERVER, proxy.port), 10, (CLIENT, 0))
+    connection.sendall(b"\x16\x03\x01")
+    return connection
+
+
+def begin_header(proxy: Proxy) -> socket.socket:
+    plain = socket.create_connection((SERVER, proxy.port), 10, (CLIENT, 0))
+    connection = context().wrap_socket(plain)
+    connection.sendall(b"GET /metrics HT")
+    return connection
+
+
+@each
+def test_connections_that_never_finish_leave_room_for_scrapes(start: Start, kind: str) -> None:
+    """1,100 of them, each begun anew when the server has closed it."""
+    proxy, ended, begun = start(kind), threading.Event(), []
+
+    def hold(begin: Callable[[Proxy], socket.socket]) -> None:
+        while not ended.is_set():
+            begun.append(begin)
+            with suppress(OSError), begin(proxy) as connection:
+                connection.recv(1)
+
+    for begin in [begin_handshake, begin_header] * 550:
+        threading.Thread(target=hold, args=(begin,)).start()
+    answers = Counter[str]()
+    try:
+        while len(begun) < 2 * 1100:
+            answers[str(exchange(proxy.port, request(), patience=10))] += 1
+            ended.wait(0.1)  # a rate that a Prometheus might have
+    finally:
+        ended.set()  # and when the proxy is stopped, they are closed
+    assert answers.keys() == {"200"}
+
+
+@each
+def test_no_log_repeats_what_the_api_repeats(start: Start, kind: str) -> None:
+    """Wherever in its answer the API says the token, and however malformed that is."""
+    proxy = start(kind)
+    for number in range(len(ECHOES)):
+        exchange(proxy.port, wants(f"echo-{number}"))
+    assert len(proxy.api.received()) == len(ECHOES)
+    exchange(proxy.port, request("/the-last"))
+    wait(lambda: b"/the-last" in proxy.said, "the log to be written", 5)
+    assert not [line for line in proxy.said.splitlines() if holds(line, CANARY)]
 
 
 def test_the_fuzz_runs_without_limits(start: Start) -> None:
@@ -89,11 +165,11 @@ def files_in_use(proxy: Proxy) -> set[str]:
     return {name for name in found if not name.endswith(".log")}
 
 
-@pytest.mark.parametrize("kind", [*OURS, "required nginx"])
+@pytest.mark.parametrize("kind", [*RENDERED, "required nginx"])
 def test_a_large_document_is_not_written_to_disk(start: Start, kind: str) -> None:
     proxy = start(kind)
     with (
-        socket.create_connection((CLIENT, proxy.port)) as plain,
+        socket.create_connection((SERVER, proxy.port), source_address=(CLIENT, 0)) as plain,
         context().wrap_socket(plain) as connection,
     ):
         connection.sendall(wants("large"))
@@ -108,16 +184,18 @@ def test_a_large_document_is_not_written_to_disk(start: Start, kind: str) -> Non
 
 def test_the_search_of_the_logs_sees_the_token(start: Start) -> None:
     """At the one level that is never used, since it prints it."""
-    proxy = start(
-        "nginx", lambda text: put_in(text, {"error_log stderr info": "error_log stderr debug"})
-    )
+    levels = {"stderr info": "stderr debug", "stderr crit": "stderr debug"}
+    proxy = start("nginx", lambda text: put_in(text, levels))
     exchange(proxy.port, request())
     wait(lambda: holds(proxy.said, CANARY), "the token in the log", 5)
 
 
 @pytest.mark.parametrize("word", ["headers.lua", "keep_listed"])
-def test_without_its_header_list_apache_passes_nothing_on(start: Start, word: str) -> None:
+@pytest.mark.parametrize("kind", [kind for kind in RENDERED if "apache" in kind])
+def test_without_its_header_list_apache_passes_nothing_on(
+    start: Start, kind: str, word: str
+) -> None:
     """No config test sees it: the script is read when a request comes."""
-    proxy = start("apache", lambda text: put_in(text, {word: f"absent-{word}"}))
+    proxy = start(kind, lambda text: put_in(text, {word: f"absent-{word}"}))
     assert str(exchange(proxy.port, request())) == "500"
     assert not proxy.api.received()

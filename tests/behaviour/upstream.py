@@ -211,6 +211,48 @@ async def _large(_: bytes, writer: asyncio.StreamWriter) -> None:
         await writer.drain()
 
 
+_STATUS: Final = b"HTTP/1.1 200 OK\r\n"
+_END: Final = b"Content-Length: 0\r\n\r\n"
+ECHOES: Final = {
+    "a header": _STATUS + b"X-Echo: %s\r\n" + _END,
+    "a header of 8,190 bytes": _STATUS + b"X-Echo: %s" + b"x" * 8190 + b"\r\n" + _END,
+    "a header of 100,000 bytes": _STATUS + b"X-Echo: %s" + b"x" * 100_000 + b"\r\n" + _END,
+    "a header with a NUL": _STATUS + b"X-Echo: %s\0\r\n" + _END,
+    "a header with a control character": _STATUS + b"X-Echo: %s\1\r\n" + _END,
+    "a hidden header with a NUL": _STATUS + b"Set-Cookie: %s\0\r\n" + _END,
+    "a folded header with a NUL": _STATUS + b"X-Echo: a\r\n %s\0\r\n" + _END,
+    "a header's name": _STATUS + b"%s: 1\r\n" + _END,
+    "a line without a colon": _STATUS + b"%s\r\n" + _END,
+    "the reason": b"HTTP/1.1 200 %s\r\n" + _END,
+    "the status": b"HTTP/1.1 %s\r\n" + _END,
+    "the version": b"HTTP/%s 200 OK\r\n" + _END,
+    "no HTTP": b"%s\r\n\r\n",
+    "two types": _STATUS + b"Content-Type: %s\r\n" * 2 + _END,
+    "two dates": _STATUS + b"Date: %s\r\n" * 2 + _END,
+    "the length": _STATUS + b"Content-Length: %s\r\n\r\n",
+    "two lengths": _STATUS + b"Content-Length: %s\r\n" * 2 + b"\r\n",
+    "the coding": _STATUS + b"Transfer-Encoding: %s\r\n\r\n",
+    "two codings": _STATUS + b"Transfer-Encoding: %s\r\n" * 2 + b"\r\n",
+    "a chunk's length": _STATUS + b"Transfer-Encoding: chunked\r\n\r\n%s\r\n",
+    "a trailer": _STATUS + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX-Echo: %s\0\r\n\r\n",
+    "an early hint": b"HTTP/1.1 103 Early Hints\r\nLink: %s\0\r\n\r\n" + _STATUS + _END,
+    "an upgrade": _STATUS + b"Connection: %s\r\nUpgrade: %s\r\n" + _END,
+    "a redirect": b"HTTP/1.1 302 Found\r\nLocation: %s\r\nRefresh: %s\r\n" + _END,
+    "X-Accel": _STATUS + b"X-Accel-Expires: %s\r\nX-Accel-Limit-Rate: %s\r\n" + _END,
+}
+"""Answers that repeat their request's Authorization (`%s`), wherever a server might log it."""
+
+
+def _echoes(form: bytes) -> Answer:
+    async def echo(raw: bytes, writer: asyncio.StreamWriter) -> None:
+        found = re.search(rb"\r\nauthorization: *([^\r]*)", raw, re.I)
+        writer.write(form.replace(b"%s", found[1] if found else b""))
+        await writer.drain()
+        writer.close()
+
+    return echo
+
+
 _ACCEL = "Redirect: /metrics/proxy", "Limit-Rate: 1", "Expires: 60", "Charset: utf-7"
 WANTS: Final[dict[str, Answer]] = {
     "": _answers(),
@@ -230,6 +272,14 @@ WANTS: Final[dict[str, Answer]] = {
     "huge-header": _says(
         b"HTTP/1.1 200 OK\r\nX-Huge: " + b"x" * 100_000 + b"\r\nContent-Length: 0\r\n\r\n"
     ),
+    "long-headers": _answers(extra=b"X-Long: %s\r\n" % (b"x" * 390) * 15),
+    "more-headers": _answers(extra=b"X-Long: %s\r\n" % (b"x" * 390) * 50),
+    "hints": _says(
+        b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\n"
+        b"Content-Type: text/plain\r\nContent-Length: %d\r\n\r\n" % len(DOCUMENT) + DOCUMENT
+    ),
+    "no-type": _says(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(DOCUMENT) + DOCUMENT),
+    **{f"echo-{n}": _echoes(form) for n, form in enumerate(ECHOES.values())},
 }
 
 

@@ -14,8 +14,11 @@ from http.client import HTTPException, HTTPMessage, HTTPResponse, IncompleteRead
 from typing import Any, Final
 
 SERVER_NAME: Final = "prometheus-api.local"
-CLIENT: Final = "127.0.0.1"
-"""The one address that the proxies serve."""
+SERVER: Final = "127.0.0.1"
+"""Where proxies and APIs listen."""
+
+CLIENT: Final = "127.0.0.2"
+"""The address of Prometheus. A proxy of ours also serves the machine itself."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def exchange(
     head = isinstance(request, bytes) and request.startswith(b"HEAD ")
     data, connection = bytearray(), None
     try:
-        connection = socket.create_connection((CLIENT, port), patience, (source, 0))
+        connection = socket.create_connection((SERVER, port), patience, (source, 0))
         if tls:
             connection = tls.wrap_socket(
                 connection, server_hostname=server_name, suppress_ragged_eofs=False

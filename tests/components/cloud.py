@@ -26,6 +26,7 @@ COMPUTED: dict[str, dict[str, Any]] = {
     "aws:secretsmanager/secretVersion:SecretVersion": {},
     "aws:vpc/securityGroupEgressRule:SecurityGroupEgressRule": {},
     "aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule": {},
+    "grafana:alerting/ruleGroup:RuleGroup": {},
     "grafana:oss/dashboard:Dashboard": {"url": "https://grafana.example.com/d/sba"},
     "grafana:oss/folder:Folder": {},
     "tls:index/certRequest:CertRequest": {"certRequestPem": "REQUEST"},
@@ -67,7 +68,8 @@ ANSWERS: Answers = {
     },
     "getInstanceTypeOfferings": lambda asked: {"instanceTypes": asked["filters"][0]["values"]},
     "getAmi": lambda _: {"id": "ami-debian13", "architecture": "arm64"},
-    "getSecret": lambda asked: {"arn": asked["arn"]},
+    "getManagedPrefixList": lambda _: {"addressFamily": "IPv4", "maxEntries": 5},
+    "getSecret": lambda asked: {"arn": asked.get("arn", ""), "kmsKeyId": ""},
     "getSecurityGroup": lambda _: {"vpcId": "vpc-1"},
     "getNetworkInterfaces": lambda _: {"ids": []},
 }

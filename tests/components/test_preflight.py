@@ -10,10 +10,11 @@ from typing import Any
 import pulumi
 import pytest
 
-from components.preflight import INTERFACE
 from tests.components.cloud import ANSWERS, Answers
 from tests.components.conftest import BASE, Deploy
 
+KEY = "arn:aws:kms:eu-central-1:123456789012:key/abc"
+LIST = "pl-0123456789abcdef0"
 AMI, GROUP = "ami-0123456789abcdef0", "sg-0123456789abcdef0"
 SUBNET = BASE["subnetId"]
 BY_GROUP = {"apiCidrs": None, "apiSecurityGroupId": GROUP}
@@ -34,10 +35,34 @@ def fails(text: str) -> Any:
     return answer
 
 
+def hidden(asked: dict[str, Any]) -> dict[str, Any]:
+    """Somebody else's secret may not be seen; one's own is not there yet."""
+    raise RuntimeError("AccessDeniedException: no" if "arn" in asked else "couldn't find resource")
+
+
 def routes(**route: str) -> Any:
     return says(routes=[{"cidrBlock": "10.20.0.0/16", "gatewayId": "local"}, route])
 
 
+def found(taken: str = "", own: str = "") -> Any:
+    """The interfaces that have an address, and those of the stack."""
+
+    def answer(asked: dict[str, Any]) -> dict[str, Any]:
+        one = own if asked["filters"][0]["name"].startswith("tag:") else taken
+        return {"ids": [one] if one else []}
+
+    return answer
+
+
+def under(key: str, arn: str = "") -> Any:
+    """The secret of this ARN, or of any name, is encrypted with a key."""
+    return lambda asked: {"arn": arn, "kmsKeyId": key if asked.get("arn", "") == arn else ""}
+
+
+OURS = {
+    "getNetworkInterfaces": found(own="eni-1"),
+    "getNetworkInterface": says(subnetId="subnet-0123456789abcdef9", privateIp="10.20.0.9"),
+}
 PUBLIC = routes(cidrBlock="0.0.0.0/0", gatewayId="igw-1")
 
 
@@ -131,11 +156,65 @@ def public(table: str) -> Any:
         ),
         (
             {"privateIp": "10.20.0.7"},
-            {
-                "getNetworkInterfaces": says(ids=["eni-1"]),
-                "getNetworkInterface": says(description="RDS"),
-            },
+            {"getNetworkInterfaces": found(taken="eni-1")},
             'privateIp: "10.20.0.7" is taken, by eni-1',
+        ),
+        (
+            {"privateIp": "10.20.0.7"},
+            {"getNetworkInterfaces": found(taken="eni-1", own="eni-2")},
+            'privateIp: "10.20.0.7" is taken, by eni-1',
+        ),
+        *(
+            (
+                {**change, "protect": True},
+                OURS,
+                'protect: "true" keeps the interface with 10.20.0.9 in subnet-0123456789abcdef9: '
+                "set subnetId and privateIp back, or protect to false",
+            )
+            for change in ({}, {"subnetId": "subnet-0123456789abcdef9", "privateIp": "10.20.0.7"})
+        ),
+        (
+            {"prometheusSecurityGroupId": GROUP},
+            {"getSecurityGroup": says(vpcId="vpc-2")},
+            f'prometheusSecurityGroupId: "{GROUP}" is in vpc-2, and the subnet in vpc-1',
+        ),
+        *(
+            (
+                {key: [LIST]},
+                {"getManagedPrefixList": says(**answer)},
+                f'{key}: "{LIST}" {problem}',
+            )
+            for key in ("prometheusPrefixListIds", "httpsPrefixListIds")
+            for answer, problem in (
+                ({"addressFamily": "IPv6", "maxEntries": 1}, "is of IPv6"),
+                ({"addressFamily": "IPv4", "maxEntries": 61}, "has 61 entries, and a group 60"),
+            )
+        ),
+        (
+            {"prometheusPrefixListIds": [LIST]},
+            {"getManagedPrefixList": fails("no matching EC2 Managed Prefix List found")},
+            f'prometheusPrefixListIds: "{LIST}" is not found: '
+            "no matching EC2 Managed Prefix List found",
+        ),
+        (
+            THEIRS,
+            {"getSecret": under(KEY, PART)},
+            f'adminTokenSecretArn: "{PART}" is encrypted with {KEY}: set adminTokenKmsKeyArn',
+        ),
+        (
+            {},
+            {"getSecret": under(KEY)},
+            f'kmsKeyArn: "(none)" leaves the secrets under {KEY}: AWS keeps a key; name one',
+        ),
+        (
+            {"kmsKeyArn": f"{KEY}2"},
+            {"getSecret": under(KEY)},
+            f'kmsKeyArn: "{KEY}2" leaves what is under {KEY} unread: set previousKmsKeyArn to it',
+        ),
+        (
+            {"kmsKeyArn": KEY},
+            {"getSecret": fails("AccessDeniedException: no")},
+            f'kmsKeyArn: "{KEY}" is not found: AccessDeniedException: no',
         ),
     ],
 )
@@ -160,7 +239,7 @@ def test_without_region_or_credentials_one_line_says_what_to_do(
 
 @pytest.mark.parametrize("question", sorted(set(ANSWERS) - {"getSecret"}))
 def test_a_question_that_may_not_be_asked_is_one_line(deploy: Deploy, question: str) -> None:
-    settings = {**BY_GROUP, "privateIp": "10.20.0.7"}
+    settings = {**BY_GROUP, "privateIp": "10.20.0.7", "httpsPrefixListIds": [LIST]}
     with pytest.raises(pulumi.RunError, match="AccessDenied: .* not authorized") as refused:
         deploy(answers={question: fails("AccessDenied:\n you are\n not authorized")}, **settings)
     assert "\n" not in str(refused.value)
@@ -172,17 +251,31 @@ def test_a_question_that_may_not_be_asked_is_one_line(deploy: Deploy, question: 
         # the proxy's own address, from the second `up` on
         (
             {"privateIp": "10.20.0.7"},
-            {
-                "getNetworkInterfaces": says(ids=["eni-1"]),
-                "getNetworkInterface": says(description=INTERFACE),
-            },
+            {**OURS, "getNetworkInterfaces": found(taken="eni-1", own="eni-1")},
         ),
+        ({"protect": True}, {}),
+        ({"privateIp": "10.20.0.9", "subnetId": "subnet-0123456789abcdef9"}, OURS),
+        ({"protect": True, "subnetId": "subnet-0123456789abcdef9"}, OURS),
+        ({"subnetId": "subnet-0123456789abcdef1"}, OURS),
+        (
+            {"protect": True, "subnetId": "subnet-0123456789abcdef9", "privateIp": "10.20.0.9"},
+            {**OURS, "getNetworkInterfaces": found(taken="eni-1", own="eni-1")},
+        ),
+        # AWS tells no number of entries of its own lists
+        ({"httpsPrefixListIds": [LIST]}, {"getManagedPrefixList": says(addressFamily="IPv4")}),
+        ({"kmsKeyArn": KEY}, {"getSecret": under("")}),
+        ({"kmsKeyArn": KEY}, {"getSecret": under(KEY)}),
+        ({"kmsKeyArn": KEY}, {"getSecret": under("abc")}),
+        ({"kmsKeyArn": KEY}, {"getSecret": fails("couldn't find resource")}),
+        ({"kmsKeyArn": f"{KEY}2", "previousKmsKeyArn": KEY}, {"getSecret": under(KEY)}),
+        ({**THEIRS, "adminTokenKmsKeyArn": KEY}, {"getSecret": under("alias/x", PART)}),
+        ({**THEIRS, "kmsKeyArn": KEY}, {"getSecret": says(arn=PART, kmsKeyId=KEY)}),
         ({"privateIp": "10.20.0.4"}, {}),
         ({"privateIp": "10.20.0.254"}, {}),
         ({"amiId": AMI}, {"getAmi": says(id=AMI, architecture="arm64")}),
         (BY_GROUP, {}),
         (THEIRS, {}),
-        (THEIRS, {"getSecret": fails("AccessDeniedException: not authorized to DescribeSecret")}),
+        (THEIRS, {"getSecret": hidden}),
         # only one network outside goes to the gateway, and a subnet without any table has no route
         ({}, {"getRouteTable": routes(cidrBlock="198.51.100.0/24", gatewayId="igw-1")}),
         ({}, {"getRouteTables": says(ids=[])}),

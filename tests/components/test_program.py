@@ -11,6 +11,7 @@ import pulumi
 import pytest
 import yaml
 
+from sandbox.providers import schema
 from tests.components.cloud import Cloud, reveal
 from tests.components.conftest import TOKEN, Deploy, stack_file
 from tests.leaks import holds
@@ -21,9 +22,11 @@ INTERFACE = "aws:ec2/networkInterface:NetworkInterface"
 GROUP = "aws:ec2/securityGroup:SecurityGroup"
 INGRESS = "aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule"
 EGRESS = "aws:vpc/securityGroupEgressRule:SecurityGroupEgressRule"
+KEY = "arn:aws:kms:eu-central-1:123456789012:key/abc"
 SECRET = "aws:secretsmanager/secret:Secret"
 VERSION = "aws:secretsmanager/secretVersion:SecretVersion"
 POLICY = "aws:iam/rolePolicy:RolePolicy"
+RULES = "grafana:alerting/ruleGroup:RuleGroup"
 ARN = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:sba/token-a1b2c3"
 
 
@@ -101,17 +104,68 @@ def test_the_bundle_is_what_the_sync_reads(deploy: Deploy) -> None:
     assert [e["name"] for e in document["endpoints"]] == ["api", "workers"]
 
 
-def test_the_role_may_read_two_secrets_and_no_more(deploy: Deploy) -> None:
-    key = "arn:aws:kms:eu-central-1:123456789012:key/abc"
-    policy = json.loads(deploy(kmsKeyArn=key).only(POLICY)["policy"])
-    assert policy["Statement"] == [
-        {
-            "Effect": "Allow",
-            "Action": "secretsmanager:GetSecretValue",
-            "Resource": ["arn:secrets-token", "arn:secrets-bundle"],
-        },
-        {"Effect": "Allow", "Action": "kms:Decrypt", "Resource": key},
+@pytest.mark.parametrize(
+    ("settings", "token", "keys"),
+    [
+        ({}, "arn:secrets-token", []),
+        ({"kmsKeyArn": KEY}, "arn:secrets-token", [KEY]),
+        (
+            {"kmsKeyArn": KEY, "previousKmsKeyArn": f"{KEY}-0"},
+            "arn:secrets-token",
+            [KEY, f"{KEY}-0"],
+        ),
+        (
+            {"adminToken": None, "adminTokenSecretArn": ARN, "adminTokenKmsKeyArn": f"{KEY}-1"},
+            ARN,
+            [f"{KEY}-1"],
+        ),
+        (
+            {
+                "adminToken": None,
+                "adminTokenSecretArn": ARN,
+                "adminTokenKmsKeyArn": KEY,
+                "kmsKeyArn": KEY,
+            },
+            ARN,
+            [KEY],
+        ),
+    ],
+)
+def test_the_role_may_read_two_secrets_and_no_more(
+    deploy: Deploy, settings: dict[str, Any], token: str, keys: list[str]
+) -> None:
+    secrets = [token, "arn:secrets-bundle"]
+    expected: list[dict[str, Any]] = [
+        {"Effect": "Allow", "Action": "secretsmanager:GetSecretValue", "Resource": secrets}
     ]
+    context = {
+        "kms:ViaService": "secretsmanager.eu-central-1.amazonaws.com",
+        "kms:EncryptionContext:SecretARN": secrets,
+    }
+    if keys:
+        expected.append(
+            {
+                "Effect": "Allow",
+                "Action": "kms:Decrypt",
+                "Resource": keys,
+                "Condition": {"StringEquals": context},
+            }
+        )
+    assert json.loads(deploy(**settings).only(POLICY)["policy"])["Statement"] == expected
+
+
+def test_all_that_can_carry_tags_has_those_of_the_stack(deploy: Deploy) -> None:
+    cloud = deploy()
+    tags = {"pulumi:project": "metrics-proxy", "pulumi:stack": "dev"}
+    able = [
+        (r, key)
+        for r in cloud.resources
+        if r.custom and r.typ.startswith("aws:")
+        for key in {"tags", "volumeTags"}
+        & schema.properties(schema.arguments_class(r.typ)).types.keys()
+    ]
+    assert {r.typ for r, _ in able} >= {INSTANCE, INTERFACE, GROUP, INGRESS, EGRESS, SECRET}
+    assert [r.name for r, key in able if not tags.items() <= r.inputs.get(key, {}).items()] == []
 
 
 def test_somebody_elses_secret_is_read_and_not_made(deploy: Deploy) -> None:
@@ -193,6 +247,51 @@ def test_the_api_may_be_named_by_its_security_group(deploy: Deploy) -> None:
     assert peers == {(None, 443), ("sg-0123456789abcdef0", 9464), ("sg-0123456789abcdef0", 3002)}
 
 
+PEERS = ("cidrIpv4", "prefixListId", "referencedSecurityGroupId")
+LIST, GROUP_ID = "pl-0123456789abcdef0", "sg-0123456789abcdef1"
+
+
+@pytest.mark.parametrize(
+    ("settings", "ingress", "https"),
+    [
+        ({"prometheusSecurityGroupId": GROUP_ID}, {GROUP_ID}, {"0.0.0.0/0"}),
+        ({"prometheusPrefixListIds": [LIST]}, {LIST}, {"0.0.0.0/0"}),
+        (
+            {"prometheusSecurityGroupId": GROUP_ID, "prometheusPrefixListIds": [LIST]},
+            {GROUP_ID, LIST},
+            {"0.0.0.0/0"},
+        ),
+        ({"httpsCidrs": ["52.0.0.0/11"]}, {"10.20.0.0/24", "10.20.8.0/24"}, {"52.0.0.0/11"}),
+        (
+            {"httpsCidrs": ["10.20.0.0/16"], "httpsPrefixListIds": [LIST]},
+            {"10.20.0.0/24", "10.20.8.0/24"},
+            {"10.20.0.0/16", LIST},
+        ),
+    ],
+)
+def test_who_is_named_more_closely_is_let_through_instead(
+    deploy: Deploy, settings: dict[str, Any], ingress: set[str], https: set[str]
+) -> None:
+    cloud = deploy(**settings)
+
+    def peers(rules: list[dict[str, Any]]) -> set[str]:
+        return {rule[key] for rule in rules for key in PEERS if rule.get(key)}
+
+    assert peers(cloud.all(INGRESS)) == ingress
+    assert peers([r for r in cloud.all(EGRESS) if r["fromPort"] == 443]) == https
+    # the server's own list is not opened with it
+    assert bundle(cloud)["configuration"] == bundle(deploy())["configuration"]
+
+
+def test_a_rule_that_two_settings_ask_for_is_made_once(deploy: Deploy) -> None:
+    """AWS refuses the second."""
+    cloud = deploy(
+        httpsCidrs=["10.30.0.0/24"],
+        endpoints=[{"name": "x", "path": "/x", "upstream": "https://other/x"}],
+    )
+    assert [(r["cidrIpv4"], r["fromPort"]) for r in cloud.all(EGRESS)] == [("10.30.0.0/24", 443)]
+
+
 def test_dns_servers_are_reached_by_both_protocols(deploy: Deploy) -> None:
     def rules(cloud: Cloud) -> set[tuple[str, str, int, int]]:
         keys = ("cidrIpv4", "ipProtocol", "fromPort", "toPort")
@@ -230,22 +329,49 @@ CHANGES: dict[str, dict[str, Any]] = {
     "instanceType": {"instanceType": "t4g.small"},
     "amiId": {"amiId": "ami-12345678"},
     "privateIp": {"privateIp": "10.20.0.77"},
-    "kmsKeyArn": {"kmsKeyArn": "arn:aws:kms:eu-central-1:123456789012:key/abc"},
+    "kmsKeyArn": {"kmsKeyArn": KEY},
+    "previousKmsKeyArn": {"previousKmsKeyArn": KEY},
+    "adminTokenKmsKeyArn": {"adminTokenKmsKeyArn": KEY},
+    "secretPrefix": {"secretPrefix": "acme/metrics-proxy"},
+    "recoveryWindowInDays": {"recoveryWindowInDays": 7},
+    "iamPath": {"iamPath": "/acme/"},
+    "permissionsBoundaryArn": {
+        "permissionsBoundaryArn": "arn:aws:iam::123456789012:policy/boundary"
+    },
+    "prometheusSecurityGroupId": {"prometheusSecurityGroupId": "sg-0123456789abcdef1"},
+    "prometheusPrefixListIds": {"prometheusPrefixListIds": ["pl-0123456789abcdef0"]},
+    "httpsCidrs": {"httpsCidrs": ["10.20.0.0/16"]},
+    "httpsPrefixListIds": {"httpsPrefixListIds": ["pl-0123456789abcdef0"]},
     "syncInterval": {"syncInterval": 30},
     "searchDomain": {"searchDomain": "example.com"},
     "dnsServers": {"dnsServers": ["10.20.0.53"]},
     "rebootTime": {"rebootTime": "03:30"},
     "job": {"job": "api"},
+    "fallbackScrapeProtocol": {"fallbackScrapeProtocol": "PrometheusText0.0.4"},
     "protect": {"protect": True},
     "grafana.enabled": {"grafana": {"enabled": False}},
     "grafana.folderTitle": {"grafana": {"folderTitle": "Other"}},
+    "grafana.folderUid": {"grafana": {"folderUid": "theirs"}},
+    "grafana.adoptFolder": {"grafana": {"adoptFolder": True}},
+    "grafana.overwriteDashboard": {"grafana": {"overwriteDashboard": True}},
     "grafana.datasourceUid": {"grafana": {"datasourceUid": "other"}},
+    "grafana.alerts": {"grafana": {"alerts": False}},
+    "grafana.contactPoint": {"grafana": {"contactPoint": "on call"}},
     "grafana.runbookUrl": {"grafana": {"runbookUrl": "https://wiki.example.com"}},
+    "grafana.alertDatasourceUid": {"grafana": {"alertDatasourceUid": "other"}},
     "grafana.dashboardUid": {"grafana": {"dashboardUid": "other"}},
     "workers.errorRate": {"workers": {"errorRate": 0.5}},
     "workers.queueDepth.warning": {"workers": {"queueDepth": {"warning": 1}}},
     "workers.queueDepth.critical": {"workers": {"queueDepth": {"critical": 1000}}},
     "workers.queues": {"workers": {"queues": {"email": {"warning": 1}}}},
+    "alerts.queueDepth.warning": {"alerts": {"queueDepth": {"warning": "2m"}}},
+    "alerts.queueDepth.critical": {"alerts": {"queueDepth": {"critical": "2m"}}},
+    "alerts.errorRate": {"alerts": {"errorRate": "2m"}},
+    "alerts.stalled": {"alerts": {"stalled": "2m"}},
+    "alerts.proxyDown": {"alerts": {"proxyDown": "2m"}},
+    "alerts.reboot": {"alerts": {"reboot": "2h"}},
+    "alerts.certificateDays.warning": {"alerts": {"certificateDays": {"warning": 50}}},
+    "alerts.certificateDays.critical": {"alerts": {"certificateDays": {"critical": 7}}},
 }
 
 
@@ -263,11 +389,13 @@ def test_the_readme_says_how_a_setting_applies(deploy: Deploy, key: str) -> None
     before, after = deploy(), deploy(**CHANGES[key])
     address = inputs(before, INTERFACE) != inputs(after, INTERFACE)
     found = []
-    if address or inputs(before, INSTANCE) != inputs(after, INSTANCE):
+    if address:
+        found.append("new address")
+    elif inputs(before, INSTANCE) != inputs(after, INSTANCE):
         found.append("new machine")
     elif inputs(before, VERSION) != inputs(after, VERSION):
         found.append("sync")
-    if address or before.outputs["scrapeConfig"] != after.outputs["scrapeConfig"]:
+    if before.outputs["scrapeConfig"] != after.outputs["scrapeConfig"]:
         found.append("Prometheus")
     if not found:
         changed = inputs(before) != inputs(after)
@@ -335,34 +463,103 @@ def test_the_certificate_names_server_and_address(deploy: Deploy) -> None:
     assert request["ipAddresses"] == ["10.20.0.10"]
 
 
+DASHBOARD = "grafana:oss/dashboard:Dashboard"
+FOLDER = "grafana:oss/folder:Folder"
+
+
 def test_grafana_can_be_left_out(deploy: Deploy) -> None:
     cloud = deploy(grafana={"enabled": False, "dashboard": "missing.json"})
     assert not [r for r in cloud.resources if r.typ.startswith("grafana:")]
     assert "dashboardUrl" not in cloud.outputs
 
 
+def test_aws_waits_for_grafana_to_take_the_dashboard(deploy: Deploy) -> None:
+    cloud = deploy()
+    [dashboard] = [r for r in cloud.requests.values() if r.type == DASHBOARD]
+    for request in cloud.requests.values():
+        waits = any(urn.endswith(f"::{dashboard.name}") for urn in request.dependencies)
+        assert waits == request.type.startswith("aws:"), request.name
+
+
+def test_the_folder_is_the_stacks_or_somebody_elses(deploy: Deploy) -> None:
+    cloud = deploy(stack="dev.eu")
+    assert cloud.only(FOLDER) == {"uid": "sba-dev-eu", "title": "SBA"}
+    assert cloud.only(DASHBOARD)["folder"] == "sba-dev-eu"
+    assert cloud.only(DASHBOARD)["overwrite"] is False
+    assert cloud.requests["monitoring-folder"].importId == ""
+    cloud = deploy(grafana={"folderUid": "theirs", "overwriteDashboard": True})
+    assert cloud.all(FOLDER) == []
+    assert cloud.only(DASHBOARD)["folder"] == "theirs"
+    assert cloud.only(DASHBOARD)["overwrite"] is True
+    adopting = deploy(grafana={"adoptFolder": True}).requests["monitoring-folder"]
+    assert adopting.importId == "sba-dev"
+
+
 def test_the_outputs(deploy: Deploy) -> None:
     cloud = deploy(port=9447, job="api")
     jobs = yaml.safe_load(cloud.outputs["scrapeConfig"])["scrape_configs"]
-    assert [job["job_name"] for job in jobs] == ["api", "sba-proxy"]
+    assert [job["job_name"] for job in jobs] == ["api", "api-proxy"]
     targets = [t for job in jobs for c in job["static_configs"] for t in c["targets"]]
     assert set(targets) == {"10.20.0.10:9447"}
+    assert {job["tls_config"]["ca"] for job in jobs} == {"CA"}
+    assert yaml.safe_load(cloud.outputs["scrapeConfigList"]) == jobs
+    objects = list(yaml.safe_load_all(cloud.outputs["scrapeConfigObjects"]))
+    assert [it["kind"] for it in objects] == ["ConfigMap", "ScrapeConfig", "ScrapeConfig"]
+    texts = ("scrapeConfig", "scrapeConfigList", "scrapeConfigObjects", "prometheusRules")
     text = user_data(cloud)
-    assert cloud.outputs["userData"].startswith("# host/user-data/nginx.gz sha256 ")
-    assert text.endswith(cloud.outputs["userData"].partition("\n")[2])
+    committed = yaml.safe_load(cloud.outputs["userData"])[0]
+    assert committed.keys() == {"path", "sha256"}
+    assert committed["path"] == "host/user-data/nginx.gz"
+    assert text.endswith(cloud.outputs["userData"].split("\n", 2)[2])
     assert cloud.outputs == {
         "proxyUrl": "https://10.20.0.10:9447",
         "privateIp": "10.20.0.10",
         "caCertificate": "CA",
-        "scrapeConfig": cloud.outputs["scrapeConfig"],
+        **{name: cloud.outputs[name] for name in texts},
         "userData": cloud.outputs["userData"],
         "proxyConfiguration": bundle(cloud)["configuration"],
         "tokenSecretArn": "arn:secrets-token",
         "bundleSecretArn": "arn:secrets-bundle",
+        "securityGroupId": "network-firewall-id",
+        "roleArn": "arn:secrets-role",
         "instanceId": "proxy-instance-id",
         "dashboardUrl": "https://grafana.example.com/d/sba",
     }
     assert not holds(json.dumps(cloud.outputs).encode(), TOKEN)
+
+
+def test_the_alerts_are_grafanas_and_an_output(deploy: Deploy) -> None:
+    limits = {"queues": {"mail": {"warning": 7, "critical": 9}}}
+    cloud = deploy(workers=limits, grafana={"contactPoint": "on call"})
+    group = cloud.only(RULES)
+    assert (group["name"], group["folderUid"]) == ("metrics-proxy-dev", "sba-dev")
+    assert group["intervalSeconds"] == 60
+    written = yaml.safe_load(cloud.outputs["prometheusRules"])["groups"][0]["rules"]
+    assert len(written) == len(group["rules"]) > 10
+    for ours, theirs in zip(written, group["rules"], strict=True):
+        query = json.loads(theirs["datas"][0]["model"])
+        assert (ours["alert"], ours["expr"]) == (theirs["name"], query["expr"])
+        assert theirs["notificationSettings"] == {"contactPoint": "on call"}
+    assert "> 7" in written[0]["expr"]
+
+
+def test_in_a_shared_folder_the_alerts_name_their_stack(deploy: Deploy) -> None:
+    group = deploy(grafana={"folderUid": "theirs"}).only(RULES)
+    assert (group["name"], group["folderUid"]) == ("metrics-proxy-dev", "theirs")
+    assert all(rule["name"].endswith(" (dev)") for rule in group["rules"])
+
+
+def test_alerts_know_no_variable_and_have_a_data_source_of_their_own(deploy: Deploy) -> None:
+    grafana = {"datasourceUid": "mimir", "alertDatasourceUid": "prometheus-2"}
+    for rule in deploy(grafana=grafana).only(RULES)["rules"]:
+        assert rule["datas"][0]["datasourceUid"] == "prometheus-2"
+
+
+def test_alerts_can_be_left_to_prometheus(deploy: Deploy) -> None:
+    cloud = deploy(grafana={"alerts": False})
+    assert cloud.all(RULES) == []
+    assert "SbaProxyDown" in cloud.outputs["prometheusRules"]
+    assert "SbaProxyDown" in deploy(grafana={"enabled": False}).outputs["prometheusRules"]
 
 
 @pytest.mark.parametrize("token", ['a"b', "a b", "a\r\nb", "x" * 3901])

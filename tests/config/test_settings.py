@@ -23,6 +23,9 @@ from config import stack
 from config.settings import (
     TOKEN_MAX,
     URL_MAX,
+    Alerts,
+    CertificateDays,
+    DepthHolds,
     Endpoint,
     Grafana,
     Limits,
@@ -42,6 +45,7 @@ REQUIRED = {
     "apiCidrs": ["10.0.1.0/24"],
 }
 GROUP = "sg-0123456789abcdef0"
+KMS_KEY = "arn:aws:kms:eu-central-1:123456789012:key/0000"
 SECRET = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:sba/token-a1b2c3"
 API = {"name": "api", "path": "/metrics", "upstream": "http://api:9464/metrics"}
 JOBS = {"name": "jobs", "path": "/jobs", "upstream": "http://api:3002/metrics"}
@@ -77,8 +81,32 @@ def endpoint(**changes: object) -> dict[str, object]:
     [
         ({"prometheusCidrs": []}, "prometheusCidrs", "is empty"),
         ({"apiCidrs": []}, "apiCidrs", "is empty"),
+        ({"httpsCidrs": []}, "httpsCidrs", "is empty"),
+        ({"httpsPrefixListIds": []}, "httpsPrefixListIds", "is empty"),
+        ({"recoveryWindowInDays": 6}, "recoveryWindowInDays", "is neither 0 nor 7 to 30"),
+        ({"recoveryWindowInDays": 31}, "recoveryWindowInDays", "is neither 0 nor 7 to 30"),
+        ({"recoveryWindowInDays": -7}, "recoveryWindowInDays", "is neither 0 nor 7 to 30"),
+        *(
+            ({"secretPrefix": prefix}, "secretPrefix", "is not the beginning of a secret's name")
+            for prefix in ("", "/acme", "acme/", "a//b", "a b", "\u00e4", "a\n")
+        ),
+        *(
+            ({"iamPath": path}, "iamPath", "is not an IAM path, with a slash at both ends")
+            for path in ("", "acme", "/acme", "acme/", "//", "/a b/")
+        ),
+        *(
+            (
+                {"permissionsBoundaryArn": arn},
+                "permissionsBoundaryArn",
+                "is not an IAM policy's ARN",
+            )
+            for arn in ("boundary", "arn:aws:iam::1:policy/x", "arn:aws:iam::123456789012:role/x")
+        ),
+        ({"prometheusSecurityGroupId": "sg-x"}, "prometheusSecurityGroupId", "is not a security"),
+        ({"adminTokenKmsKeyArn": "alias/x"}, "adminTokenKmsKeyArn", "is not the ARN of a KMS key"),
+        ({"previousKmsKeyArn": "alias/x"}, "previousKmsKeyArn", "is not the ARN of a KMS key"),
         ({"port": 1023}, "port", "greater than or equal to 1024"),
-        ({"port": 65536}, "port", "less than or equal to 65535"),
+        ({"port": 61_000}, "port", "less than or equal to 60999"),
         ({"port": "http"}, "port", "valid integer"),
         ({"port": True}, "port", "valid integer"),
         ({"server": "caddy"}, "server", "'nginx' or 'apache'"),
@@ -90,7 +118,7 @@ def endpoint(**changes: object) -> dict[str, object]:
         ({"privateIp": "10.0.0.256"}, "privateIp", "an IPv4 address"),
         ({"instanceType": "micro"}, "instanceType", "an EC2 instance type"),
         ({"syncInterval": 0}, "syncInterval", "greater than or equal to 1"),
-        ({"job": "sba-proxy"}, "job", "the proxy's own metrics"),
+        ({"fallbackScrapeProtocol": "text"}, "fallbackScrapeProtocol", "'PrometheusText0.0.4'"),
         ({"protect": "yes"}, "protect", "valid boolean"),
         ({"dnsServers": []}, "dnsServers", "is empty"),
         ({"rebootTime": "3:30"}, "rebootTime", "a time of day such as 03:30"),
@@ -107,11 +135,34 @@ def test_a_bad_setting_is_refused_in_one_line_with_key_and_value(
 
 
 @pytest.mark.parametrize(
+    ("key", "longest"), [("secretPrefix", "x" * 400), ("iamPath", f"/{'x' * 510}/")]
+)
+def test_a_name_has_a_longest(key: str, longest: str) -> None:
+    assert parse(**{key: longest})
+    assert key in refusal(**{key: longest.replace("x", "xx", 1)})
+
+
+@pytest.mark.parametrize(
     ("section", "value", "key", "shown", "problem"),
     [
-        ("grafana", {"contactPoint": "ops"}, "contactPoint", '"ops"', "is not supported yet"),
+        ("grafana", {"contactPoint": ""}, "contactPoint", '""', "at least 1 character"),
+        ("alerts", {"stalled": "10"}, "stalled", '"10"', "such as 10m or 24h"),
+        ("alerts", {"stalled": "1m"}, "stalled", '"1m"', "at least 2m"),
+        ("alerts", {"proxyDown": "90s"}, "proxyDown", '"90s"', "such as 10m or 24h"),
+        ("alerts", {"reboot": 24}, "reboot", "24", "should be text"),
         ("grafana", {"runbookUrl": "wiki"}, "runbookUrl", '"wiki"', "an http(s) URL"),
         ("grafana", {"dashboardUid": "a b"}, "dashboardUid", '"a b"', "a Grafana uid"),
+        ("grafana", {"dashboardUid": 41 * "u"}, "dashboardUid", f'"{41 * "u"}"', "a Grafana uid"),
+        ("grafana", {"folderUid": "a.b"}, "folderUid", '"a.b"', "a Grafana uid"),
+        (
+            "grafana",
+            {"alertDatasourceUid": "${a}"},
+            "alertDatasourceUid",
+            '"${a}"',
+            "a Grafana uid",
+        ),
+        ("grafana", {"datasourceUid": "$a"}, "datasourceUid", '"$a"', "a variable such as ${name}"),
+        ("grafana", {"overwriteDashboard": "yes"}, "overwriteDashboard", '"yes"', "valid boolean"),
         ("workers", {"errorRate": 1.5}, "errorRate", "1.5", "less than or equal to 1"),
         ("workers", {"errorRate": -0.1}, "errorRate", "-0.1", "greater than or equal to 0"),
         ("workers", {"errorRate": "-0.1"}, "errorRate", "-0.1", "greater than or equal to 0"),
@@ -149,6 +200,11 @@ def test_a_bad_nested_setting_is_refused_by_its_path(
 )
 def test_limits_out_of_order_are_refused(value: object, problem: str) -> None:
     assert refusal(workers=value) == f"metrics-proxy:workers.{problem}"
+
+
+def test_days_out_of_order_are_refused() -> None:
+    line = refusal(alerts={"certificateDays": {"warning": 5, "critical": 6}})
+    assert line == "metrics-proxy:alerts.certificateDays: warning 5 is below critical 6"
 
 
 @pytest.mark.parametrize(
@@ -480,7 +536,17 @@ EXAMPLE: dict[str, Any] = {
     **REQUIRED,
     "amiId": "ami-0123456789abcdef0",
     "privateIp": "10.0.1.7",
-    "kmsKeyArn": "arn:aws:kms:eu-central-1:123456789012:key/0000",
+    "prometheusSecurityGroupId": GROUP,
+    "prometheusPrefixListIds": ["pl-0123456789abcdef0"],
+    "httpsCidrs": ["52.0.0.0/11"],
+    "httpsPrefixListIds": ["pl-0123456789abcdef1"],
+    "kmsKeyArn": KMS_KEY,
+    "previousKmsKeyArn": KMS_KEY,
+    "adminTokenKmsKeyArn": KMS_KEY,
+    "secretPrefix": "acme/metrics-proxy",
+    "recoveryWindowInDays": 7,
+    "iamPath": "/acme/proxies/",
+    "permissionsBoundaryArn": "arn:aws:iam::123456789012:policy/acme/boundary",
     "endpoints": [API, {**JOBS, "upstream": "https://api/metrics", "ca": CERTIFICATE}],
     "server": "apache",
     "serverName": "proxy.example.com",
@@ -491,12 +557,18 @@ EXAMPLE: dict[str, Any] = {
     "dnsServers": ["10.0.0.53", "10.0.1.53"],
     "rebootTime": "03:30",
     "job": "api",
+    "fallbackScrapeProtocol": "PrometheusText0.0.4",
     "protect": True,
     "grafana": {
         "enabled": False,
         "folderTitle": "SBA dev",
+        "folderUid": None,
+        "adoptFolder": True,
+        "overwriteDashboard": True,
         "datasourceUid": "prom",
-        "contactPoint": None,
+        "alertDatasourceUid": "prom-alerts",
+        "alerts": False,
+        "contactPoint": "on call",
         "runbookUrl": "https://wiki.example.com",
         "dashboard": "dashboard.json",
         "dashboardUid": "sba",
@@ -505,6 +577,14 @@ EXAMPLE: dict[str, Any] = {
         "errorRate": 0.02,
         "queueDepth": {"warning": 10, "critical": 20},
         "queues": {"email": {"warning": 10, "critical": 20}},
+    },
+    "alerts": {
+        "queueDepth": {"warning": "20m", "critical": "2m"},
+        "errorRate": "1h",
+        "stalled": "5m",
+        "proxyDown": "2m",
+        "reboot": "48h",
+        "certificateDays": {"warning": 30, "critical": 7},
     },
 }
 """Every setting, but the two that others exclude."""
@@ -564,6 +644,9 @@ def test_the_example_has_every_setting() -> None:
         (Workers, EXAMPLE["workers"]),
         (Endpoint, EXAMPLE["endpoints"][1]),
         (Limits, EXAMPLE["workers"]["queueDepth"]),
+        (Alerts, EXAMPLE["alerts"]),
+        (DepthHolds, EXAMPLE["alerts"]["queueDepth"]),
+        (CertificateDays, EXAMPLE["alerts"]["certificateDays"]),
     ):
         assert {f.alias for f in model.model_fields.values()} == set(section)
 
@@ -748,9 +831,32 @@ def test_every_problem_has_a_line_of_its_own() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("grafana", "problem"),
+    [
+        ({"folderUid": "theirs", "folderTitle": "SBA"}, "folderUid names somebody else's folder"),
+        ({"folderUid": "theirs", "adoptFolder": True}, "folderUid names somebody else's folder"),
+        ({"datasourceUid": "${source}"}, "${source} is a variable, which alerts do not know"),
+    ],
+)
+def test_settings_of_grafana_that_contradict_each_other_are_refused(
+    grafana: dict[str, object], problem: str
+) -> None:
+    assert problem in refusal(grafana=grafana)
+
+
+def test_alerts_ask_the_panels_data_source_unless_told_otherwise() -> None:
+    assert parse().grafana.alert_datasource == "prometheus"
+    assert parse(grafana={"datasourceUid": "mimir"}).grafana.alert_datasource == "mimir"
+    both = {"datasourceUid": "${source}", "alertDatasourceUid": "mimir"}
+    assert parse(grafana=both).grafana.alert_datasource == "mimir"
+
+
 def test_an_optional_text_inside_a_section_may_be_null() -> None:
     empty = parse(
-        grafana={"contactPoint": None, "runbookUrl": None, "dashboardUid": None},
+        grafana=dict.fromkeys(
+            ("contactPoint", "runbookUrl", "dashboardUid", "folderUid", "alertDatasourceUid")
+        ),
         **endpoint(ca=None),
     )
     assert empty == parse(**endpoint())
@@ -767,16 +873,19 @@ def test_what_a_stack_file_leaves_out_has_the_documented_default() -> None:
     assert settings.port == 9446
     assert settings.instance_type == "t4g.micro"
     assert settings.sync_interval == 60
-    assert settings.job == "sba-api"
+    assert (settings.job, settings.proxy_job) == ("sba-api", "sba-proxy")
     assert settings.protect is False
     assert settings.grafana.enabled is True
     assert settings.grafana.folder_title == "SBA"
     assert settings.grafana.datasource_uid == "prometheus"
     assert settings.grafana.dashboard == "ops/grafana/dashboard-sba.json"
+    assert settings.grafana.alerts is True
+    assert settings.alerts.certificate_days == CertificateDays(warning=60, critical=14)
     assert settings.workers.error_rate == 0.01
     assert settings.workers.queue_depth == Limits(warning=100, critical=500)
     assert settings.workers.queues == {}
     optional = ["ami_id", "private_ip", "kms_key_arn", "search_domain", "admin_token_secret_arn"]
+    optional += ["fallback_scrape_protocol"]
     assert [getattr(settings, name) for name in optional] == [None] * len(optional)
 
 
@@ -986,10 +1095,15 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]
 def test_the_readme_has_every_setting_with_its_default() -> None:
     rows = {key: row.default for key, row in settings_table().items()}
     expected = {
-        key: str("" if default in (None, {}) else default) for key, default in leaves(Settings)
+        key: ""
+        if default in (None, {})
+        else str(default).lower()
+        if isinstance(default, bool)
+        else str(default)
+        for key, default in leaves(Settings)
     }
     del expected["stack"]
-    expected |= {"endpoints": "the two above", "grafana.enabled": "true", "protect": "false"}
+    expected |= {"endpoints": "the two above", "grafana.alertDatasourceUid": "that of the panels"}
     for one, other in (("apiCidrs", "apiSecurityGroupId"), ("adminToken", "adminTokenSecretArn")):
         expected |= {one: f"or {other}", other: f"or {one}"}
     assert rows == expected

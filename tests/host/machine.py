@@ -67,6 +67,8 @@ class Machine:
         """By token, in place of 200 and 401."""
         self.types: dict[str, str | None] = {}
         """By token, in place of what Prometheus knows."""
+        self.status: Callable[[str], int] = self._status
+        """What the API answers to a token."""
         self.asked: list[str] = []
         self._environment = {
             "PATH": os.environ["PATH"],
@@ -91,7 +93,7 @@ class Machine:
         upstream = f"http://127.0.0.1:{self.api.server_port}/metrics"
         self.config = {
             "subnetId": "subnet-12345678",
-            "prometheusCidrs": '["127.0.0.1/32"]',
+            "prometheusCidrs": '["10.20.0.0/16"]',
             "apiCidrs": '["127.0.0.0/24"]',
             "server": server,
             "port": str(self.port),
@@ -123,8 +125,7 @@ class Machine:
             def do_GET(self) -> None:
                 token = self.headers.get("Authorization", "").removeprefix("Bearer ")
                 machine.asked.append(token)
-                status = 200 if token in machine.tokens else 401
-                self.send_response(machine.answers.get(token, status))
+                self.send_response(machine.status(token))
                 if machine.answers.get(token) == 302:
                     self.send_header("Location", self.headers["Host"])
                 if kind := machine.types.get(token, PROMETHEUS_TYPE):
@@ -137,6 +138,9 @@ class Machine:
 
         self.api = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.api.serve_forever, daemon=True).start()
+
+    def _status(self, token: str) -> int:
+        return self.answers.get(token, 200 if token in self.tokens else 401)
 
     def put(self, token: str | bytes | None = None, **bundle: Any) -> None:
         """New versions of the secrets."""
@@ -181,10 +185,12 @@ class Machine:
     def reloaded(self) -> int:
         return len(self.reloads.read_text().split()) if self.reloads.exists() else 0
 
-    def scrape(self, path: str = "/m", ca: str | None = None) -> int:
+    def scrape(self, path: str = "/m", ca: str | None = None, *, verify: bool = True) -> int:
         """The status that a client gets if it trusts `ca`; 0 without a connection."""
         context = ssl.create_default_context(cadata=ca or self.in_use("certificate.pem"))
         context.check_hostname = False
+        if not verify:
+            context.verify_mode = ssl.CERT_NONE
         client = http.client.HTTPSConnection("127.0.0.1", self.port, context=context, timeout=10)
         try:
             client.request("GET", path)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import socket
+import threading
 
 import pytest
 
+from host import sync
 from tests.certificates import DAY, self_signed
 from tests.host.machine import (
     PROMETHEUS_TYPE,
@@ -14,6 +18,7 @@ from tests.host.machine import (
     fails,
     forget,
     machine,
+    metric,
     moto_url,
     offer,
     ok,
@@ -297,3 +302,45 @@ def test_the_token_is_in_the_include_alone(synced: Machine) -> None:
     assert holders == {"token.conf"}
     for file in (synced.run_folder / "current" / "token.conf", synced.run_folder / "proxy.prom"):
         assert file.stat().st_mode & 0o007 == 0
+
+
+@pytest.mark.parametrize("kind", [None, "text/html", "application/octet-stream", "text/plain; x"])
+def test_a_type_that_prometheus_refuses_is_not_up(synced: Machine, kind: str | None) -> None:
+    synced.types["first-token"] = kind
+    said = ok(synced)
+    assert said == f"api: API answers 200 of type '{kind or ''}', which Prometheus refuses\n"
+    assert metric(synced, "upstream_up") == {("api",): 0}
+    assert metric(synced, "upstream_http_status") == {("api",): 200}
+    # where Prometheus is told how to read it
+    synced.config["fallbackScrapeProtocol"] = "PrometheusText0.0.4"
+    synced.put_endpoints(*json.loads(synced.config["endpoints"]))
+    assert ok(synced) == ""
+    assert metric(synced, "upstream_up") == {("api",): 1}
+
+
+INTERIM = [
+    b"HTTP/1.1 100 Continue\r\n\r\n",
+    b"HTTP/1.1 102 Processing\r\n\r\n",
+    b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\nContent-Type: text/html\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("before", [INTERIM[2:], INTERIM, 3 * INTERIM], ids=len)
+def test_an_interim_answer_is_not_the_answer(before: list[bytes]) -> None:
+    answer = b"".join(before) + b"HTTP/1.1 204 No Content\r\nContent-Type: text/plain\r\n\r\n"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        upstream = f"http://127.0.0.1:{listener.getsockname()[1]}/metrics"
+        endpoint, probe = sync.Endpoint("api", "/m", upstream), sync.Probe()
+        probe.ask([(endpoint, "token")])
+        thread.join()
+    found = probe.answer(endpoint, "token")
+    assert (found.status, found.media_type, found.lack) == (204, "text/plain", "")

@@ -117,37 +117,34 @@ def test_a_silent_secrets_manager_is_given_up(synced: Machine) -> None:
     assert synced.token() == SECOND
 
 
-ENDPOINT = {"name": "api", "path": "/m", "upstream": "http://127.0.0.1/"}
-ENDPOINT_FAULTS: list[dict[str, object]] = [
-    *({name: value} for name in ENDPOINT for value in (None, 1, [], {}, "", "a\0b", "\ud800", "ä")),
-    {"name": "A"},
-    {"name": "../etc"},
-    {"name": "x" * 41},
-    {"path": "m"},
-    {"path": "/m x"},
-    {"path": "/m\r\nX: y"},
-    {"upstream": "ftp://127.0.0.1/"},
-    {"upstream": "http://127.0.0.1/ x"},
-    {"upstream": "http://a@127.0.0.1/"},
-    {"upstream": "http:///m"},
-    {"upstream": ["http://127.0.0.1/"]},
-    *({"ca": ca} for ca in ({}, 1, [], "", "no PEM", "ä", "a\0b", "\ud800")),
-    *({"fallback_scrape_protocol": value} for value in ({}, 1, "", "ä")),
+Json = dict[str, object]
+
+
+def each(key: str, *values: object) -> list[Json]:
+    return [{key: value} for value in values]
+
+
+ENDPOINT: Json = {"name": "api", "path": "/m", "upstream": "http://127.0.0.1/"}
+ENDPOINT_FAULTS = [
+    *(fault for key in ENDPOINT for fault in each(key, None, 1, [], {}, "", "a\0b", "\ud800", "ä")),
+    *each("name", "A", "../etc", "x" * 41),
+    *each("path", "m", "/m x", "/m\r\nX: y"),
+    *each("upstream", "ftp://127.0.0.1/", "http://127.0.0.1/ x", "http://a@127.0.0.1/"),
+    *each("upstream", "http:///m", ["http://127.0.0.1/"]),
+    *each("ca", {}, 1, [], "", "no PEM", "ä", "a\0b", "\ud800"),
+    *each("fallback_scrape_protocol", {}, 1, "", "ä"),
 ]
-
-
-BUNDLE_FAULTS: list[dict[str, object]] = [
+BUNDLE_FAULTS = [
     {},
-    *({"endpoints": value} for value in (None, 1, "text", {}, [], [None], ["text"], [[]])),
-    {"endpoints": [{"name": "api"}]},
-    {"endpoints": 2 * [ENDPOINT]},
-    *({"endpoints": [ENDPOINT | change]} for change in ENDPOINT_FAULTS),
-    *({"configuration": value} for value in ("", " \n", None, 1, ["text"], "a\0b", "\ud800")),
+    *each("endpoints", None, 1, "text", {}, [], [None], ["text"], [[]]),
+    *each("endpoints", [{"name": "api"}], 2 * [ENDPOINT]),
+    *each("endpoints", *([ENDPOINT | change] for change in ENDPOINT_FAULTS)),
+    *each("configuration", "", " \n", None, 1, ["text"], "a\0b", "\ud800"),
 ]
 
 
 @pytest.mark.parametrize("fault", BUNDLE_FAULTS, ids=ascii)
-def test_a_malformed_configuration_is_refused_in_words(fault: dict[str, object]) -> None:
+def test_a_malformed_configuration_is_refused_in_words(fault: Json) -> None:
     good = {"configuration": "x", "endpoints": [ENDPOINT]}
     assert sync.configuration(good)["proxy.conf"] == b"x"
     with pytest.raises(sync.RefusedError) as caught:
@@ -178,7 +175,7 @@ JSON = st.recursive(
     )
 )
 @settings(max_examples=300, deadline=None, derandomize=True)
-def test_no_bundle_at_all_is_more_than_refused(bundle: dict[str, object]) -> None:
+def test_no_bundle_at_all_is_more_than_refused(bundle: Json) -> None:
     for part, read in {
         "configuration": sync.configuration,
         "certificate": lambda bundle: sync.certificate(bundle, None),
@@ -240,7 +237,7 @@ def test_an_api_that_does_not_answer_refuses_no_token(synced: Machine, kind: str
             thread.start()
         upstream = f"http://127.0.0.1:{port}/metrics"
         if kind == "without TLS":
-            upstream = synced.bundle["endpoints"][0]["upstream"].replace("http:", "https:")
+            upstream = f"https://localhost:{synced.api.server_port}/metrics"
         elif kind == "without a name":
             upstream = "http://absent.invalid/metrics"
         synced.put_endpoints({"name": "api", "path": "/m", "upstream": upstream})
@@ -281,14 +278,14 @@ def test_a_full_run_folder_is_left_as_it_is_and_heals(machine: Machine) -> None:
             lines.append(line)
         return "".join(lines)
 
-    sync = f'cd {machine.root}; {" ".join(machine.sync_command)}; cd "$RUNTIME_DIRECTORY"'
+    sync = f'cd {machine.root}; {" ".join(machine.sync_command)} 2>&1; cd "$RUNTIME_DIRECTORY"'
     try:
         run('mount -t tmpfs -o size=256k sync "$RUNTIME_DIRECTORY"')
         assert "first-token" in run(f"{sync}; cat current/token.conf")
         offer(machine)
         machine.put(configuration=machine.bundle["configuration"] + 4_000 * "#\n")
         run("head -c 1M /dev/zero > full 2> /dev/null")
-        found = run(f"{sync} 2>&1; cat current/token.conf; ls | grep -c gen-")
+        found = run(f"{sync}; cat current/token.conf; ls | grep -c gen-")
         assert "No space left on device" in found
         assert "first-token" in found
         assert "\n1\n" in found, "nothing of the attempt is left"

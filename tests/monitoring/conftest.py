@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from config.settings import Settings
+from sandbox.machines.vm.machine import obstacle
+from sandbox.tools import DEBIAN
 
 MakeSettings = Callable[..., Settings]
 
@@ -55,12 +57,18 @@ def promtool() -> str:
 
 
 @pytest.fixture(scope="session")
-def prometheus() -> Callable[[Path], AbstractContextManager[str]]:
+def prometheus(request: pytest.FixtureRequest) -> Callable[[Path], AbstractContextManager[str]]:
     """Return a context manager that runs Prometheus with a config file; its value is the URL.
 
-    The config's folder is given a `prometheus.log`, and a `data` folder if it has none.
+    The config's folder is given a `prometheus.log`, and a `data` folder if it has none. The
+    parameter `debian` asks for Debian's, which a machine's tree brings.
     """
     program = _tool("prometheus")
+    if getattr(request, "param", "") == "debian":
+        if reason := obstacle():
+            assert "CI" not in os.environ, reason
+            pytest.skip(f"no tree can be built here: {reason}")
+        program = str(DEBIAN / "prometheus")
 
     @contextlib.contextmanager
     def run(config: Path) -> Iterator[str]:

@@ -11,6 +11,8 @@ from typing import Any
 
 from config.settings import Settings
 from monitoring import dashboard as d
+from monitoring import panels as p
+from monitoring.classic import dumps, load_dashboard
 
 HERE = Path(__file__).parent / "grafana-schema"
 CACHE = Path(".cache/grafana-schema")
@@ -27,35 +29,46 @@ PLANTS: list[Plant] = [
     (None, ("templating", "list", 0, "type"), "qury", ALL),
     (None, ("templating", "list", 0, "includeall"), True, ALL),
     (None, ("templating", "list", 0, "allowCustomValue"), True, ("9", "10")),
-    (d.ROW, ("collapsed",), "false", ALL),
-    (d.THROUGHPUT, ("descripton",), "x", ALL),
-    (d.THROUGHPUT, ("gridPos", "w"), "12", ALL),
-    (d.THROUGHPUT, ("datasource",), "prometheus", ALL),
-    (d.THROUGHPUT, ("links", 0, "targetBlank"), "true", ALL),
-    (d.THROUGHPUT, ("targets", 0, "legendformat"), "x", ALL),
-    (d.THROUGHPUT, ("options", "legend", "displayMode"), "tabel", ALL),
-    (d.THROUGHPUT, ("options", "legend", "sortby"), "Max", ALL),
-    (d.THROUGHPUT, ("options", "graphMode"), "area", ALL),
-    (d.THROUGHPUT, (*DEFAULTS, "unit"), 1, ALL),
-    (d.THROUGHPUT, (*DEFAULTS, "color", "mode"), "palette-classic-by-name", ("9",)),
-    (d.THROUGHPUT, (*DEFAULTS, "custom", "lineWith"), 1, ALL),
-    (d.ERROR_RATE, (*DEFAULTS, "custom", "thresholdsStyle", "mode"), "dash", ALL),
-    (d.ERROR_RATE, (*DEFAULTS, "thresholds", "steps", 1, "value"), "0.01", ALL),
-    (d.ERROR_RATE, ("fieldConfig", "overrides", 0, "matcher", "id"), "byregexp", ALL),
-    (d.ERROR_RATE, ("fieldConfig", "overrides", 0, "properties", 0, "id"), "custom.width", ALL),
-    (d.ERROR_RATE, ("fieldConfig", "overrides", 0, "properties", 0, "value"), "1", ALL),
-    (d.QUEUE_LIMIT, ("fieldConfig", "overrides", 0, "properties", 0, "value"), "high", ALL),
-    (d.QUEUE_LIMIT, ("options", "shape"), "circle", ("9", "10", "11")),
-    (d.ACTIVE_JOBS, ("options", "reduceOptions", "calcs"), "lastNotNull", ALL),
-    (d.ACTIVE_JOBS, ("options", "colorMode"), "sparkline", ALL),
+    (p.WORKERS, ("collapsed",), "false", ALL),
+    (p.THROUGHPUT, ("descripton",), "x", ALL),
+    (p.THROUGHPUT, ("gridPos", "w"), "12", ALL),
+    (p.THROUGHPUT, ("datasource",), "prometheus", ALL),
+    (p.THROUGHPUT, ("links", 0, "targetBlank"), "true", ALL),
+    (p.THROUGHPUT, ("targets", 0, "legendformat"), "x", ALL),
+    (p.THROUGHPUT, ("options", "legend", "displayMode"), "tabel", ALL),
+    (p.THROUGHPUT, ("options", "legend", "sortby"), "Max", ALL),
+    (p.THROUGHPUT, ("options", "graphMode"), "area", ALL),
+    (p.THROUGHPUT, (*DEFAULTS, "unit"), 1, ALL),
+    (p.THROUGHPUT, (*DEFAULTS, "color", "mode"), "palette-classic-by-name", ("9",)),
+    (p.THROUGHPUT, (*DEFAULTS, "custom", "lineWith"), 1, ALL),
+    (p.ERROR_RATE, (*DEFAULTS, "custom", "thresholdsStyle", "mode"), "dash", ALL),
+    (p.ERROR_RATE, (*DEFAULTS, "thresholds", "steps", 1, "value"), "0.01", ALL),
+    (p.ERROR_RATE, ("fieldConfig", "overrides", 0, "matcher", "id"), "byregexp", ALL),
+    (p.ERROR_RATE, ("fieldConfig", "overrides", 0, "properties", 0, "id"), "custom.width", ALL),
+    (p.ERROR_RATE, ("fieldConfig", "overrides", 0, "properties", 0, "value"), "1", ALL),
+    (p.QUEUE_LIMIT, ("fieldConfig", "overrides", 0, "properties", 0, "value"), "high", ALL),
+    (p.QUEUE_LIMIT, ("options", "displayMode"), "retro", ALL),
+    (p.QUEUE_LIMIT, ("options", "minVizHeight"), "16", ALL),
+    (p.QUEUE_LIMIT, ("options", "sizing"), "auto", ("9",)),
+    (p.SCRAPES, ("options", "showValue"), "sometimes", ALL),
+    (p.SCRAPES, ("options", "perPage"), 20, ("9", "10")),
+    (p.SCRAPES, (*DEFAULTS, "custom", "fillopacity"), 80, ALL),
+    (p.SCRAPES, (*DEFAULTS, "mappings", 0, "type"), "values", ALL),
+    (p.UPSTREAM_STATUS, (*DEFAULTS, "mappings", 1, "options", "from"), "200", ALL),
+    (p.SECRETS, ("options", "frameindex"), 0, ALL),
+    (p.SECRETS, ("transformations", 0, "id"), 7, ALL),
+    (p.SECRETS, ("targets", 0, "format"), 7, ALL),
+    (p.SECRETS, (*DEFAULTS, "custom"), {"hidden": True}, ("12", "13")),
+    (p.ACTIVE_JOBS, ("options", "reduceOptions", "calcs"), "lastNotNull", ALL),
+    (p.ACTIVE_JOBS, ("options", "colorMode"), "sparkline", ALL),
 ]
 
 
 def planted(dashboard: dict[str, Any], plant: Plant) -> dict[str, Any]:
     """Return a copy of the dashboard with the error in it."""
     panel, where, value, _ = plant
-    result = json.loads(d.dumps(dashboard))
-    spot: Any = next((p for p in result["panels"] if p["id"] == panel), result)
+    result = json.loads(dumps(dashboard))
+    spot: Any = next((one for one in result["panels"] if one["id"] == panel), result)
     for key in where[:-1]:
         spot = spot[key]
     spot[where[-1]] = value
@@ -101,9 +114,9 @@ def test_grafana_9_to_13_accept_the_dashboard_and_see_planted_errors(
         grafana={"runbookUrl": "https://runbook.example", "dashboardUid": "mine"},
         workers={"queues": {"email": {"warning": 500, "critical": 2000}}},
     )
-    dashboard = d.with_workers(d.load_dashboard(COMMITTED), rich)
+    dashboard = d.deployable(load_dashboard(COMMITTED), rich)
     good = tmp_path / "good.json"
-    good.write_text(d.dumps(dashboard))
+    good.write_text(dumps(dashboard))
     bad = [tmp_path / f"bad{number}.json" for number in range(len(PLANTS))]
     for file, plant in zip(bad, PLANTS, strict=True):
         file.write_text(json.dumps(planted(dashboard, plant)))

@@ -1,10 +1,10 @@
-"""The scrape config: its text, promtool's opinion of it, and a real Prometheus that uses it."""
+"""The scrape config in its forms: what reads each accepts it, and a real Prometheus uses it."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import shutil
+import re
 import ssl
 import subprocess
 import threading
@@ -16,17 +16,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
 from config.settings import Settings
-from monitoring.scrape import CA_FILE, scrape_config
+from monitoring.scrape import scrape_config, scrape_config_list, scrape_config_objects
 from tests.certificates import self_signed
 
 MakeSettings = Callable[..., Settings]
 Prometheus = Callable[[Path], contextlib.AbstractContextManager[str]]
 
-TLS = {"ca_file": CA_FILE, "server_name": "proxy.test", "min_version": "TLS12"}
+OPERATOR = Path(__file__).with_name("scrapeconfig.schema.json")
+"""The schema of Prometheus' operator 0.83, less what discovers targets, closed to other fields."""
+
+CA = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
+TLS = {"ca": CA, "server_name": "proxy.test", "min_version": "TLS12"}
 
 
 def endpoint(name: str, path: str) -> dict[str, str]:
@@ -41,7 +46,7 @@ def test_one_job_for_all_endpoints_and_one_for_the_proxy(settings: MakeSettings)
         port=9999,
         endpoints=[endpoint("api", "/metrics"), endpoint("x", "/a/b"), endpoint("y", "/c")],
     )
-    assert yaml.safe_load(scrape_config(chosen, "10.0.1.5")) == {
+    assert yaml.safe_load(scrape_config(chosen, "10.0.1.5", CA)) == {
         "scrape_configs": [
             {
                 "job_name": "some-job",
@@ -57,7 +62,7 @@ def test_one_job_for_all_endpoints_and_one_for_the_proxy(settings: MakeSettings)
                 ],
             },
             {
-                "job_name": "sba-proxy",
+                "job_name": "some-job-proxy",
                 "scheme": "https",
                 "tls_config": TLS,
                 "follow_redirects": False,
@@ -69,16 +74,16 @@ def test_one_job_for_all_endpoints_and_one_for_the_proxy(settings: MakeSettings)
 
 
 def test_comment_on_top_says_what_to_do(settings: MakeSettings) -> None:
-    text = scrape_config(settings(), "10.0.1.5")
+    text = scrape_config(settings(), "10.0.1.5", CA)
     comment = text[: text.index("scrape_configs:\n")].splitlines()
     assert all(line.startswith("# ") and len(line) <= 100 for line in comment)
-    for needed in ("scrape_config_files: [", CA_FILE, "caCertificate", "promtool check config"):
+    for needed in ("scrape_config_files: [metrics-proxy-dev.yml]", "promtool check config"):
         assert any(needed in line for line in comment)
 
 
 @pytest.mark.parametrize("job", ["sba-api", "1e3", "on", "0x1F", "2020-01-01", "a:b", "-"])
 def test_odd_job_names_stay_text(settings: MakeSettings, job: str) -> None:
-    jobs = yaml.safe_load(scrape_config(settings(job=job), "10.0.1.5"))["scrape_configs"]
+    jobs = yaml.safe_load(scrape_config(settings(job=job), "10.0.1.5", CA))["scrape_configs"]
     assert jobs[0]["job_name"] == job
 
 
@@ -91,45 +96,123 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def write_config(folder: Path, scrape: str, certificate: Path) -> Path:
-    """Write prometheus.yml, and in a folder below it the scrape file with the CA beside it."""
+def authority(certificate: Path) -> str:
+    """Return the certificate alone, which is its own CA."""
+    text = certificate.read_text()
+    return text[text.index("-----BEGIN CERTIFICATE") :]
+
+
+def write_config(folder: Path, *scrapes: str) -> Path:
+    """Write prometheus.yml, and in a folder below it the scrape files, with nothing beside them."""
     (folder / "jobs").mkdir()
-    (folder / "jobs" / "metrics-proxy.yml").write_text(scrape)
-    shutil.copy(certificate, folder / "jobs" / CA_FILE)
+    for number, scrape in enumerate(scrapes):
+        (folder / "jobs" / f"{number}.yml").write_text(scrape)
     main = folder / "prometheus.yml"
     main.write_text(
         "global: {scrape_interval: 250ms, scrape_timeout: 250ms}\n"
-        "scrape_config_files: [jobs/metrics-proxy.yml]\n"
+        "scrape_config_files: [jobs/*.yml]\n"
     )
     return main
 
 
-@pytest.mark.parametrize(("own", "accepted"), [("other", True), ("sba-api", False)])
-def test_promtool_accepts_the_scrape_file(
+def check(promtool: str, config: Path) -> str:
+    """Return what promtool has against a config file, or nothing."""
+    command = [promtool, "check", "config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 or done.stderr
+    return done.stderr if done.returncode else ""
+
+
+def test_promtool_accepts_the_scrape_file_and_reads_it(
+    settings: MakeSettings, promtool: str, certificate: Path, tmp_path: Path
+) -> None:
+    text = scrape_config(settings(), "10.0.1.5", authority(certificate))
+    config = write_config(tmp_path, text)
+    assert not check(promtool, config)
+    config.write_text(config.read_text() + "scrape_configs: [{job_name: sba-api}]\n")
+    assert "sba-api" in check(promtool, config)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "refused"),
+    [(("sba-api", "sba-api-dev"), ""), (("a", "b"), ""), (("sba-api", "sba-api"), "sba-api")],
+)
+def test_stacks_with_a_job_each_share_a_prometheus(
     settings: MakeSettings,
     promtool: str,
     certificate: Path,
     tmp_path: Path,
-    own: str,
-    accepted: bool,
+    jobs: tuple[str, str],
+    refused: str,
 ) -> None:
-    config = write_config(tmp_path, scrape_config(settings(), "10.0.1.5"), certificate)
-    # A job that exists is refused: proof that promtool has read the scrape file.
-    with config.open("a") as main:
-        main.write(f"scrape_configs: [{{job_name: {own}}}]\n")
-    command = [promtool, "check", "config", str(config)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (done.returncode == 0) is accepted, done.stdout + done.stderr
+    ca = authority(certificate)
+    texts = [scrape_config(settings(job=job), "10.0.1.5", ca) for job in jobs]
+    problem = check(promtool, write_config(tmp_path, *texts))
+    assert refused in problem if refused else not problem
+
+
+def test_the_bare_list_is_the_same_jobs(
+    settings: MakeSettings, promtool: str, certificate: Path, tmp_path: Path
+) -> None:
+    ca = authority(certificate)
+    jobs = yaml.safe_load(scrape_config_list(settings(), "10.0.1.5", ca))
+    assert {"scrape_configs": jobs} == yaml.safe_load(scrape_config(settings(), "10.0.1.5", ca))
+    # so does the operator with its `additionalScrapeConfigs`: it appends them
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump({"scrape_configs": jobs}))
+    assert not check(promtool, tmp_path / "prometheus.yml")
+
+
+def test_the_operators_objects_are_the_same_jobs(settings: MakeSettings) -> None:
+    chosen = settings(serverName="proxy.test", fallbackScrapeProtocol="PrometheusText0.0.4")
+    config_map, *scrapes = yaml.safe_load_all(scrape_config_objects(chosen, "10.0.1.5", CA))
+    schema = json.loads(OPERATOR.read_text())
+    jobs = yaml.safe_load(scrape_config_list(chosen, "10.0.1.5", CA))
+    for found, job in zip(scrapes, jobs, strict=True):
+        jsonschema.validate(found, schema)
+        spec = found["spec"]
+        assert (spec["jobName"], spec["scheme"]) == (job["job_name"], "HTTPS")
+        assert spec["staticConfigs"] == job["static_configs"]
+        assert spec.get("metricsPath") == job.get("metrics_path")
+        assert spec.get("fallbackScrapeProtocol") == job.get("fallback_scrape_protocol")
+        assert spec["tlsConfig"]["serverName"] == "proxy.test"
+        reference = spec["tlsConfig"]["ca"]["configMap"]
+        assert reference["name"] == config_map["metadata"]["name"]
+        assert config_map["data"][reference["key"]] == CA
+    names = [it["metadata"]["name"] for it in (config_map, *scrapes)]
+    assert names == ["metrics-proxy-dev", "metrics-proxy-dev-api", "metrics-proxy-dev-proxy"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("scheme", "https"), ("jobNam", "x"), ("staticConfigs", [{"targets": []}]), ("tlsConfig", "")],
+)
+def test_the_operators_schema_sees_a_wrong_object(
+    settings: MakeSettings, key: str, value: object
+) -> None:
+    _, found, _ = yaml.safe_load_all(scrape_config_objects(settings(), "10.0.1.5", CA))
+    found["spec"][key] = value
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(found, json.loads(OPERATOR.read_text()))
+
+
+@pytest.mark.parametrize("stack", ["dev", "Team_A.prod", "x-", "a.-b"])
+def test_the_operators_objects_have_names_that_kubernetes_takes(
+    settings: MakeSettings, stack: str
+) -> None:
+    chosen = settings().model_copy(update={"stack": stack})
+    for found in yaml.safe_load_all(scrape_config_objects(chosen, "10.0.1.5", CA)):
+        assert re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", found["metadata"]["name"])
 
 
 class Proxy(BaseHTTPRequestHandler):
     """Answers as a proxy whose workers endpoint is down."""
 
     def do_GET(self) -> None:
-        """Serve `/metrics` and `/metrics/proxy`; redirect `/moved` to it, refuse the rest."""
-        status = {"/metrics": 200, "/metrics/proxy": 200, "/moved": 302}.get(self.path, 502)
-        self.send_response(status)
-        self.send_header("Content-Type", "text/plain; version=0.0.4")
+        """Serve `/metrics` and `/metrics/proxy`, `/untyped` without a type; redirect `/moved`."""
+        served = dict.fromkeys(("/metrics", "/metrics/proxy", "/untyped"), 200)
+        self.send_response((served | {"/moved": 302}).get(self.path, 502))
+        if self.path != "/untyped":
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
         self.send_header("Location", "/metrics")
         self.end_headers()
         self.wfile.write(b"some_gauge 1\n")
@@ -147,9 +230,11 @@ def serving(certificate: Path) -> Iterator[int]:
         server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield server.server_address[1]
-        server.shutdown()
-        thread.join()
+        try:
+            yield server.server_address[1]
+        finally:  # or a failed test would never end
+            server.shutdown()
+            thread.join()
 
 
 def answer(url: str, query: str) -> list[dict[str, Any]]:
@@ -160,6 +245,42 @@ def answer(url: str, query: str) -> list[dict[str, Any]]:
         return list(json.load(got)["data"]["result"])
 
 
+@pytest.mark.parametrize(("fallback", "up"), [(None, "0"), ("PrometheusText0.0.4", "1")])
+def test_an_api_without_a_content_type_is_read_with_a_fallback_only(
+    settings: MakeSettings,
+    promtool: str,
+    prometheus: Prometheus,
+    certificate: Path,
+    tmp_path: Path,
+    fallback: str | None,
+    up: str,
+) -> None:
+    with serving(certificate) as port:
+        chosen = settings(
+            serverName="proxy.test",
+            port=port,
+            endpoints=[endpoint("untyped", "/untyped")],
+            **({"fallbackScrapeProtocol": fallback} if fallback else {}),
+        )
+        text = scrape_config(chosen, "127.0.0.1", authority(certificate))
+        jobs = yaml.safe_load(text)["scrape_configs"]
+        assert [job.get("fallback_scrape_protocol") for job in jobs] == [fallback, None]
+        config = write_config(tmp_path, text)
+        said = subprocess.run([promtool, "--version"], capture_output=True, text=True, check=True)
+        if "version 2." in said.stdout:
+            command = [promtool, "check", "config", str(config)]
+            assert bool(subprocess.run(command, check=False).returncode) == bool(fallback)
+            return
+        with prometheus(config) as url:
+            series: list[dict[str, Any]] = []
+            deadline = time.monotonic() + 30
+            while not series:
+                assert time.monotonic() < deadline, (tmp_path / "prometheus.log").read_text()
+                series = answer(url, 'up{endpoint="untyped"}')
+    assert [one["value"][1] for one in series] == [up]
+
+
+@pytest.mark.parametrize("prometheus", ["built", "debian"], indirect=True)
 def test_prometheus_has_one_steady_series_per_endpoint(
     settings: MakeSettings, prometheus: Prometheus, certificate: Path, tmp_path: Path
 ) -> None:
@@ -173,8 +294,7 @@ def test_prometheus_has_one_steady_series_per_endpoint(
                 endpoint("moved", "/moved"),
             ],
         )
-        text = scrape_config(chosen, "127.0.0.1")
-        config = write_config(tmp_path, text, certificate)
+        config = write_config(tmp_path, scrape_config(chosen, "127.0.0.1", authority(certificate)))
         with prometheus(config) as url:
             deadline = time.monotonic() + 30
             while True:

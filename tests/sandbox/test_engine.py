@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+from botocore.exceptions import ClientError
+from pulumi import automation as auto
 
 from config.settings import NAMESPACE
 from sandbox import aws
 from sandbox.engine import STACK, Engine, ProgramError
+from sandbox.providers import grafana
 from sandbox.tools import ROOT, find
 
 [NEW_MACHINE] = re.findall(r"pulumi up --replace '(.*)'", (ROOT / "README.md").read_text())
@@ -76,9 +83,18 @@ def test_a_stack_lives_from_preview_to_destroy(
     assert set(engine.up()) == {"same"}
     machine = engine.outputs()["instanceId"]
 
+    # another server: its configuration, and nothing of the user data but the part that is committed
+    engine.configure({"server": "apache"})
+    lines: list[str] = []
+    engine.preview(lines.append, diff=True)
+    text = "\n".join(lines)
+    data = re.split("~ userData +:", text)[1].splitlines()
+    assert [one.split()[1] for one in data if " => " in one] == ["path", "sha256:"], data
+    engine.configure({"server": None})
+
     # what the sync brings: no replacement, and the diff can be read
     engine.configure({"prometheusCidrs": ["10.20.2.0/24", "10.20.3.0/24"]})
-    lines: list[str] = []
+    lines = []
     engine.preview(lines.append, diff=True)
     text = "\n".join(lines)
     assert "aws:secretsmanager/secretVersion:SecretVersion" in text  # a new version of the bundle
@@ -88,7 +104,8 @@ def test_a_stack_lives_from_preview_to_destroy(
     assert engine.outputs()["instanceId"] == machine
 
     # the token is somebody else's from now on
-    theirs = account.client("secretsmanager").create_secret(Name="sba/token", SecretString="{}")
+    manager = account.client("secretsmanager")
+    theirs = manager.create_secret(Name="sba/token", SecretString="{}")
     engine.configure({"adminToken": None, "adminTokenSecretArn": f"{theirs['ARN']}:admin::"})
     changes = engine.up()
     assert (changes.get("delete"), changes.get("update"), changes.get("replace")) == (2, 1, 1)
@@ -152,7 +169,254 @@ def test_a_stack_lives_from_preview_to_destroy(
     engine.set_secret("adminToken", "engine-test-token")
     engine.destroy()
     assert [secret["ARN"] for secret in inventory(account).pop("secrets")] == [theirs["ARN"]]
+    manager.delete_secret(SecretId=theirs["ARN"], ForceDeleteWithoutRecovery=True)
+    assert not any(inventory(account).values())
+
+
+def changed(engine: Engine) -> set[str]:
+    """The types of what a preview would change."""
+    lines: list[str] = []
+    engine.preview(lines.append, diff=True)
+    return set(re.findall(r"^ *[-+~][-+~ ]*(\w+:\S+): \(", "\n".join(lines), re.M))
+
+
+DASHBOARD = "grafana:oss/dashboard:Dashboard"
+ALERTS = "grafana:alerting/ruleGroup:RuleGroup"
+
+
+@pytest.fixture
+def destroyed(engine: Engine) -> Iterator[Engine]:
+    """The engine, whose stack is empty before and after; the settings for Grafana are gone too."""
+    yield engine
+    engine.destroy()
+    engine.configure({"grafana": None, "workers": None})
+    shutil.rmtree(engine.provisioning)
+    engine.provisioning.mkdir()
+
+
+def in_grafana(engine: Engine, monkeypatch: pytest.MonkeyPatch, uid: str, title: str) -> Path:
+    """A folder that somebody else made; where its dashboards are."""
+    monkeypatch.setenv("SANDBOX_GRAFANA_PROVISIONING", str(engine.provisioning))
+    grafana.Folder().create({"uid": uid, "title": title})
+    return engine.provisioning / "dashboards" / uid
+
+
+def test_a_limit_changes_the_dashboard_and_the_rules_alone(destroyed: Engine) -> None:
+    engine = destroyed
+    engine.up()
+    for workers in (
+        {"errorRate": 0.05},
+        {"queueDepth": {"warning": 7, "critical": 9}},
+        {"queues": {"email": {"warning": 7, "critical": 9}}},
+    ):
+        engine.configure({"workers": workers})
+        assert changed(engine) - {ALERTS} == {DASHBOARD}
+        assert set(engine.up()) == {"same", "update"}
+        assert set(engine.preview()) == {"same"}
+
+
+def test_a_dashboard_that_is_there_stops_everything_before_aws(
+    destroyed: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, account = destroyed, aws.Account.read(destroyed.backend.parent / "aws.json")
+    theirs = in_grafana(engine, monkeypatch, "theirs", "Theirs") / "sba.json"
+    theirs.write_text('{"title": "Theirs", "uid": "sba"}')
+    with pytest.raises(ProgramError, match="the uid 'sba' is taken"):
+        engine.up()
+    assert not any(inventory(account).values())
+    assert "Theirs" in theirs.read_text()
+
+    engine.configure({"grafana": {"overwriteDashboard": True}})
+    engine.up()
+    assert not theirs.exists()
+    [ours] = engine.provisioning.glob("dashboards/*/sba.json")
+    assert ours.parent.name == "sba-local"
+    assert set(engine.preview()) == {"same"}
+    # it is the stack's from now on
+    engine.configure({"grafana": None})
+    assert changed(engine) == {DASHBOARD}
+    engine.up()
+    assert set(engine.preview()) == {"same"}
+
+
+def test_a_folder_that_is_there_is_adopted_if_the_settings_say_so(
+    destroyed: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, account = destroyed, aws.Account.read(destroyed.backend.parent / "aws.json")
+    in_grafana(engine, monkeypatch, "sba-local", "SBA")
+    with pytest.raises(ProgramError, match="a folder with the uid 'sba-local' exists"):
+        engine.up()
+    assert not any(inventory(account).values())
+
+    engine.configure({"grafana": {"adoptFolder": True, "folderTitle": "Ours"}})
+    assert engine.up()["import"] == 1
+    assert grafana.folder_title("sba-local") == "Ours"
+    assert set(engine.preview()) == {"same"}
+    engine.configure({"grafana": {"folderTitle": "Ours"}})
+    assert set(engine.preview()) == {"same"}
+
+
+def test_a_folder_of_others_holds_the_dashboard_and_stays(
+    destroyed: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = destroyed
+    theirs = in_grafana(engine, monkeypatch, "theirs", "Theirs")
+    engine.configure({"grafana": {"folderUid": "theirs"}})
+    engine.up()
+    assert [path.name for path in theirs.iterdir()] == ["sba.json"]
+    assert [path.name for path in theirs.parent.glob("*.yaml")] == ["theirs.yaml"]
+    assert set(engine.preview()) == {"same"}
+    engine.destroy()
+    assert theirs.is_dir()
+    assert not list(theirs.iterdir())
+
+
+def test_what_changes_the_address(destroyed: Engine) -> None:
+    """README's *new address*, and what a renamed stack does."""
+    engine = destroyed
+    account = aws.Account.read(engine.backend.parent / "aws.json")
+    ec2 = account.client("ec2")
+    before = engine.config_file.read_text()
+    engine.up()
+
+    def what_is_new(up: Callable[[], object]) -> set[str]:
+        old = engine.outputs()
+        up()
+        return {name for name, value in engine.outputs().items() if old[name] != value}
+
+    scrapes = {"scrapeConfig", "scrapeConfigList", "scrapeConfigObjects"}
+    address = {"privateIp", "proxyUrl", "instanceId", *scrapes}
+    engine.configure({"privateIp": "10.20.1.77"})
+    lines: list[str] = []
+    engine.preview(lines.append)
+    assert any(
+        "is replaced: every scrape fails until Prometheus has the new scrapeConfig" in line
+        for line in lines
+    )
+    assert what_is_new(engine.up) == address
+    assert engine.outputs()["privateIp"] == "10.20.1.77"
+    other = ec2.create_subnet(VpcId=account.vpc_id, CidrBlock="10.20.9.0/24")["Subnet"]["SubnetId"]
+    engine.configure({"privateIp": None, "subnetId": other})
+    assert what_is_new(engine.up) == address
+    assert engine.outputs()["privateIp"].startswith("10.20.9.")
+    assert len(inventory(account)["interfaces"]) == 1
+
+    # Pulumi protects only what was protected before
+    engine.configure({"protect": True, "subnetId": account.subnet_id})
+    with pytest.raises(ProgramError, match="protect: .* keeps the interface with 10.20.9.") as one:
+        engine.up()
+    assert "\n" not in str(one.value)
+    engine.configure({"subnetId": other})
+    assert what_is_new(engine.up) == set()
+    engine.configure({"protect": False})
+    engine.up()
+
+    def rename(name: str) -> None:
+        command = [find("pulumi"), "stack", "rename", "--stack", engine.stack.name, name]
+        environment = {**os.environ, **engine.environment}
+        subprocess.run(command, cwd=engine.project, env=environment, check=True)
+        engine.stack = auto.Stack.select(name, engine.stack.workspace)
+
+    # Grafana takes no second folder of a title
+    engine.configure({"grafana": {"folderTitle": "Renamed"}})
+
+    def renamed() -> None:
+        rename("other")
+        engine.up()
+
+    secrets = {"tokenSecretArn", "bundleSecretArn"}
+    ca = {"caCertificate", *scrapes}
+    assert what_is_new(renamed) == {"instanceId", "userData", *ca, *secrets}
+    rename(STACK)
+    engine.destroy()
+    engine.config_file.write_text(before)
     assert {k: v for k, v in inventory(account).items() if v and k != "secrets"} == {}
+
+
+def test_the_old_ca_verifies_what_a_renewed_one_signs(destroyed: Engine, tmp_path: Path) -> None:
+    """Its key and its name stay: README gives Prometheus until the end of the old one."""
+    engine, account = destroyed, aws.Account.read(destroyed.backend.parent / "aws.json")
+    engine.up()
+
+    def certificates() -> tuple[str, str]:
+        secret = engine.outputs()["bundleSecretArn"]
+        value = account.client("secretsmanager").get_secret_value(SecretId=secret)["SecretString"]
+        return str(engine.outputs()["caCertificate"]), str(json.loads(value)["certificate"])
+
+    old, first = certificates()
+    state = engine.stack.export_stack().deployment or {}
+    [urn] = [
+        one["urn"]
+        for one in state["resources"]
+        if one["type"] == "tls:index/selfSignedCert:SelfSignedCert"
+    ]
+    engine.stack.up(replace=[urn], color="never")
+    engine.up()
+    new, leaf = certificates()
+    assert new != old
+    assert leaf != first
+    for name, text in (("old", old), ("new", new), ("leaf", leaf)):
+        (tmp_path / f"{name}.pem").write_text(text)
+    for ca in ("old", "new"):
+        command = ["openssl", "verify", "-x509_strict", "-CAfile", f"{ca}.pem", "leaf.pem"]
+        said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert said.returncode == 0, said.stderr
+
+
+def test_the_machine_reads_what_customer_keys_encrypt(destroyed: Engine) -> None:
+    engine = destroyed
+    account = aws.Account.read(engine.backend.parent / "aws.json")
+    client = account.client("secretsmanager")
+    old, new, theirs = (f"arn:aws:kms:eu-central-1:123456789012:key/{n}" for n in ("1", "2", "3"))
+    token = client.create_secret(Name="sba/keyed", SecretString="{}", KmsKeyId=theirs)["ARN"]
+    other = client.create_secret(Name="sba/other", SecretString="{}", KmsKeyId=theirs)["ARN"]
+    before = engine.config_file.read_text()
+
+    def readable() -> list[str]:
+        """What the machine reads of the token, the bundle and a secret that is none of the two."""
+        found = engine.outputs()
+        keys = account.instance_credentials(found["instanceId"])
+        machine = boto3.client(
+            "secretsmanager",
+            endpoint_url=account.endpoint_url,
+            region_name=account.region,
+            aws_access_key_id=keys["AccessKeyId"],
+            aws_secret_access_key=keys["SecretAccessKey"],
+            aws_session_token=keys["Token"],
+        )
+        answers = {}
+        for name in ("tokenSecretArn", "bundleSecretArn", other):
+            try:
+                machine.get_secret_value(SecretId=found.get(name, name))
+                answers[name] = "read"
+            except ClientError as error:
+                answers[name] = error.response["Error"]["Message"]
+        assert "not authorized" in answers.pop(other)
+        return list(answers.values())
+
+    engine.configure({"kmsKeyArn": old})
+    engine.up()
+    assert readable() == ["read", "read"]
+    engine.configure({"kmsKeyArn": new, "previousKmsKeyArn": old})
+    engine.up()
+    assert set(engine.preview()) == {"same"}
+    assert readable() == ["read", "read"]
+    # as if AWS had left the bundle's versions under the old key
+    client.update_secret(SecretId=engine.outputs()["bundleSecretArn"], KmsKeyId=old)
+    assert readable() == ["read", "read"]
+    client.update_secret(SecretId=engine.outputs()["bundleSecretArn"], KmsKeyId=new)
+    engine.configure({"previousKmsKeyArn": None, "adminToken": None})
+    engine.configure({"adminTokenSecretArn": token, "adminTokenKmsKeyArn": theirs})
+    engine.up()
+    assert readable() == ["read", "read"]
+    # the wrong key: refused by AWS, not by the program, which cannot know what an alias stands for
+    engine.configure({"adminTokenKmsKeyArn": old})
+    engine.up()
+    assert readable() == ["Access to KMS is not allowed", "read"]
+    engine.destroy()
+    engine.config_file.write_text(before)
+    for arn in (token, other):
+        client.delete_secret(SecretId=arn, ForceDeleteWithoutRecovery=True)
 
 
 @pytest.mark.parametrize(

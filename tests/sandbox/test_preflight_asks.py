@@ -12,10 +12,11 @@ import pulumi
 import pytest
 from pulumi.runtime import MockCallArgs, MockResourceArgs, Mocks
 
-from components import ask, preflight
-from components.preflight import INTERFACE, newest_debian
+from components import ask, preflight, secret_names
+from components.preflight import newest_debian
 from config.settings import Settings, SettingsError
 from sandbox import aws
+from sandbox.providers.aws.kind import to_tags
 from sandbox.providers.aws.provider import Aws
 
 Refusal = Callable[..., str]
@@ -70,7 +71,8 @@ def refusal(account: aws.Account, engine: None, monkeypatch: pytest.MonkeyPatch)
         pulumi.runtime.set_mocks(Invokes(), project="metrics-proxy", stack="dev")
         try:
             own = "adminTokenSecretArn" not in texts
-            place = ask(Settings.parse("dev", texts, has_token=own))
+            settings = Settings.parse("dev", texts, has_token=own)
+            place = ask(settings, secret_names(settings)[1])
         except SettingsError as error:
             return str(error)
         assert (place.region, place.vpc_id) == (account.region, account.vpc_id)
@@ -87,6 +89,7 @@ def refusal(account: aws.Account, engine: None, monkeypatch: pytest.MonkeyPatch)
         ({"instanceType": "mac2.metal"}, '"mac2.metal" is arm64_mac'),
         ({"amiId": "ami-00000000"}, '"ami-00000000" is not found: getAmi: no AMI matches'),
         ({"amiId": "ami-0bbbbbbbbbbbbbbb0"}, '"ami-0b+0" is x86_64, and t4g.micro is arm64'),
+        ({"prometheusSecurityGroupId": "sg-00000000"}, '"sg-0+" is not found: .*InvalidGroup'),
         ({"apiSecurityGroupId": "sg-00000000"}, '"sg-00000000" is not found: .*InvalidGroup'),
         ({"privateIp": "10.20.2.7"}, '"10.20.2.7" is not in the subnet, which is 10.20.1.0/24'),
         ({"privateIp": "10.20.1.3"}, '"10.20.1.3" is one of the five'),
@@ -108,7 +111,7 @@ def test_a_part_of_an_arn_that_looks_whole_is_refused(
     line = refusal(adminTokenSecretArn=arn[:-7])
     assert line.startswith("metrics-proxy:adminTokenSecretArn: ")
     assert line.endswith(f"is only a part of an ARN, which is {arn}")
-    assert "ResourceNotFoundException" in refusal(adminTokenSecretArn=arn[:-6] + "000000")
+    assert "couldn't find resource" in refusal(adminTokenSecretArn=arn[:-6] + "000000")
 
 
 def test_what_the_account_has_is_accepted(refusal: Refusal) -> None:
@@ -154,18 +157,62 @@ def test_a_group_of_another_vpc_is_refused(account: aws.Account, refusal: Refusa
     )
 
 
-def test_an_address_is_taken_by_anything_but_a_proxy(
+def test_an_address_is_taken_by_anything_but_the_stack(
     account: aws.Account, refusal: Refusal
 ) -> None:
     ec2 = account.client("ec2")
-    for address, description in (("10.20.1.77", "a database"), ("10.20.1.78", INTERFACE)):
-        ec2.create_network_interface(
-            SubnetId=account.subnet_id, PrivateIpAddress=address, Description=description
-        )
-    assert refusal(privateIp="10.20.1.77").startswith(
-        'metrics-proxy:privateIp: "10.20.1.77" is taken, by eni-'
+    made = {}
+    for address, stack in (("10.20.1.77", "prod"), ("10.20.1.78", "dev")):
+        tags = {"pulumi:project": "metrics-proxy", "pulumi:stack": stack}
+        made[stack] = ec2.create_network_interface(
+            SubnetId=account.subnet_id,
+            PrivateIpAddress=address,
+            TagSpecifications=[{"ResourceType": "network-interface", "Tags": to_tags(tags)}],
+        )["NetworkInterface"]["NetworkInterfaceId"]
+    assert refusal(privateIp="10.20.1.77") == (
+        f'metrics-proxy:privateIp: "10.20.1.77" is taken, by {made["prod"]}'
     )
     assert refusal(privateIp="10.20.1.78") == ""
+    # protected, it is not given up for another address
+    assert refusal(protect=True) == ""
+    assert refusal(protect=True, privateIp="10.20.1.78") == ""
+    assert "keeps the interface with 10.20.1.78" in refusal(protect=True, privateIp="10.20.1.79")
+    ec2.delete_network_interface(NetworkInterfaceId=made["dev"])
+
+
+def test_a_prefix_list_is_there_and_short_enough(account: aws.Account, refusal: Refusal) -> None:
+    ec2 = account.client("ec2")
+    lists = [
+        ec2.create_managed_prefix_list(
+            PrefixListName=f"{family}-{entries}", MaxEntries=entries, AddressFamily=family
+        )["PrefixList"]["PrefixListId"]
+        for family, entries in (("IPv4", 40), ("IPv4", 40), ("IPv6", 1))
+    ]
+    assert refusal(httpsPrefixListIds=lists[:1], prometheusPrefixListIds=lists[1:2]) == ""
+    assert refusal(httpsPrefixListIds=lists[:2]) == (
+        f'metrics-proxy:httpsPrefixListIds: "{lists[1]}" has 40 entries, and a group 60'
+    )
+    assert refusal(prometheusPrefixListIds=lists[2:]).endswith(" is of IPv6")
+    assert "is not found" in refusal(httpsPrefixListIds=["pl-0123456789abcdef0"])
+
+
+def test_a_key_that_the_machine_could_not_use_is_refused(
+    account: aws.Account, refusal: Refusal
+) -> None:
+    client = account.client("secretsmanager")
+    old, new = (f"arn:aws:kms:eu-central-1:123456789012:key/{one}" for one in ("old", "new"))
+    theirs = client.create_secret(Name="sba/keyed", SecretString="{}", KmsKeyId=old)["ARN"]
+    assert refusal(adminTokenSecretArn=theirs).endswith(
+        f"is encrypted with {old}: set adminTokenKmsKeyArn"
+    )
+    assert refusal(adminTokenSecretArn=theirs, adminTokenKmsKeyArn=old) == ""
+    assert refusal(kmsKeyArn=old) == ""
+    client.create_secret(Name="metrics-proxy/dev/bundle", SecretString="{}", KmsKeyId=old)
+    assert refusal().startswith(f'metrics-proxy:kmsKeyArn: "(none)" leaves the secrets under {old}')
+    assert refusal(kmsKeyArn=new).endswith(f"{old} unread: set previousKmsKeyArn to it")
+    assert refusal(kmsKeyArn=new, previousKmsKeyArn=old) == ""
+    assert refusal(kmsKeyArn=old) == ""
+    client.delete_secret(SecretId="metrics-proxy/dev/bundle", ForceDeleteWithoutRecovery=True)
 
 
 def test_a_public_subnet_is_known_by_its_own_table_or_the_main_one(

@@ -27,8 +27,9 @@ from pulumi.runtime.rpc import UNKNOWN
 
 from sandbox import aws as embedded
 from sandbox.providers import schema
+from sandbox.providers.aws.kind import AwsKind
 from sandbox.providers.aws.provider import Aws
-from sandbox.providers.base import Provider, UserError, plain, wire_all
+from sandbox.providers.base import NAMING, Naming, Provider, UserError, plain, wire_all
 from sandbox.providers.grafana import Grafana
 from sandbox.providers.tls import Tls
 from sandbox.providers.tls import now as tls_now
@@ -447,6 +448,41 @@ def test_roles_and_profiles_in_use_stay(plugin: Plugin, account: embedded.Accoun
     assert account.client("ec2").describe_network_interfaces()["NetworkInterfaces"] == []
     with pytest.raises(ClientError, match="NoSuchEntity"):
         plugin.create(INSTANCE, {**inputs, "iamInstanceProfile": "nobody"})
+
+
+def test_a_volume_has_its_tags_and_the_default_ones(
+    plugin: Plugin, account: embedded.Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = plugin.provider.kinds[INSTANCE]
+    assert isinstance(kind, AwsKind)
+    monkeypatch.setitem(kind.session.settings, "defaultTags", {"tags": {"team": "sre"}})
+    inputs = {"ami": ARM, "instanceType": "t4g.micro", "subnetId": account.subnet_id}
+
+    def tags() -> dict[str, str]:
+        volumes = account.client("ec2").describe_volumes()["Volumes"]
+        return {tag["Key"]: tag["Value"] for one in volumes for tag in one["Tags"]}
+
+    instance, state = plugin.create(INSTANCE, {**inputs, "volumeTags": {"a": "1", "b": "2"}})
+    assert tags() == {"team": "sre", "a": "1", "b": "2"}
+    assert plugin.read(INSTANCE, instance, state)["volumeTags"] == {"a": "1", "b": "2"}
+    changed = {**inputs, "volumeTags": {"b": "3"}}
+    state = plugin.update(INSTANCE, instance, state, changed)
+    assert tags() == {"team": "sre", "b": "3"}
+    assert "volumeTags" not in plugin.diff(INSTANCE, state, changed)
+    plugin.delete(INSTANCE, instance, state)
+
+
+def test_a_name_that_the_engine_proposes_is_taken(plugin: Plugin) -> None:
+    def name() -> str:
+        return str(plugin.check(ROLE, {"assumeRolePolicy": TRUST})[0]["name"])
+
+    assert re.fullmatch("thing-[0-9a-f]{7}", name())
+    token = NAMING.set(Naming(proposed_name="acme-role", mode=Naming.ENFORCE))
+    assert name() == "acme-role"
+    NAMING.set(Naming(mode=Naming.DISABLE))
+    with pytest.raises(UserError, match="does not model pulumi:autonaming mode: disabled"):
+        name()
+    NAMING.reset(token)
 
 
 def test_a_secret_waits_for_its_deletion(plugin: Plugin, account: embedded.Account) -> None:

@@ -315,6 +315,15 @@ def test_a_killed_server_leaves_no_core(machine: VirtualMachine) -> None:
     assert re.search(r"Max core file size +0 +0 ", limits)
 
 
+def test_a_worker_may_have_the_files_that_its_connections_take(machine: VirtualMachine) -> None:
+    pid = said(machine, "systemctl", "show", "-P", "MainPID", PROXY).strip()
+    [worker, *_] = said(machine, "cat", f"/proc/{pid}/task/{pid}/children").split()
+    limits = said(machine, "cat", f"/proc/{worker}/limits")
+    assert re.search(r"Max open files +8192 ", limits)
+    assert said(machine, "systemctl", "show", "-P", "TasksMax", PROXY) == "5000\n"
+    assert "setrlimit" not in machine.console
+
+
 def test_the_console_alone_tells_how_it_went(machine: VirtualMachine) -> None:
     for line in ("Cloud-init v.", "Setting up nginx", "start worker processes"):
         assert line in machine.console

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from host.cloud_config import EVERYWHERE, SERVERS
-from sandbox.tools import ROOT
+from sandbox.tools import DEBIAN, ROOT
 
 CACHE: Final = ROOT / ".cache" / "vm"
 RECIPE: Final = ROOT / "docs" / "image.md"
@@ -178,6 +178,12 @@ def _bootstrap(tree: Tree) -> None:
         f'chroot "$1" {install} {" ".join(WANTED)}',
         f'mv "$1"/var/cache/apt/archives/*.deb {tree.packages}',
         'chroot "$1" systemctl -q enable systemd-networkd.service',
+        # Debian's own Prometheus, which runs beside the machine: it needs no more than libc
+        f'mkdir -p "$1"/tmp/prometheus {DEBIAN}',
+        'chroot "$1" sh -euc "cd /tmp/prometheus; apt-get -q download prometheus; '
+        'dpkg-deb -x *.deb ."',
+        f'mv "$1"/tmp/prometheus/usr/bin/prometheus {DEBIAN}',
+        'rm -r "$1"/tmp/prometheus',
     ]
     command = [*_SPACES, "mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", *exclude]
     command += ["--dpkgopt=path-include=/usr/share/locale/locale.alias"]

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from pulumi.runtime.rpc import UNKNOWN
 
-from sandbox.providers.aws.kind import AwsKind, from_tags, given, pascal
+from sandbox.providers.aws.kind import AwsKind, from_tags, given, pascal, to_tags
 from sandbox.providers.base import Existing, Problems, Values, known
 
 USER_DATA_LIMIT = 16_384  # bytes
@@ -37,7 +37,7 @@ class Instance(AwsKind):
     updates = frozenset(
         {"disableApiStop", "disableApiTermination", "iamInstanceProfile", "instanceType"}
         | {"metadataOptions", "rootBlockDevice", "sourceDestCheck", "tags", "userDataBase64"}
-        | {"userDataReplaceOnChange", "vpcSecurityGroupIds"}
+        | {"userDataReplaceOnChange", "volumeTags", "vpcSecurityGroupIds"}
     )
     computed = frozenset(
         {"arn", "associatePublicIpAddress", "availabilityZone", "disableApiStop"}
@@ -91,6 +91,13 @@ class Instance(AwsKind):
             self.session.client("iam").get_instance_profile(InstanceProfileName=profile)
         device = self.session.image(inputs["ami"])["RootDeviceName"]
         data = inputs.get("userDataBase64")
+        tags = [
+            {
+                "ResourceType": kind,
+                "Tags": to_tags(self.session.tags({"tags": inputs.get(key, {})})),
+            }
+            for kind, key in (("instance", "tags"), ("volume", "volumeTags"))
+        ]
         made = self.ec2.run_instances(
             ImageId=inputs["ami"],
             InstanceType=inputs["instanceType"],
@@ -106,7 +113,8 @@ class Instance(AwsKind):
                 DisableApiStop=inputs.get("disableApiStop"),
                 DisableApiTermination=inputs.get("disableApiTermination"),
             ),
-            **self.specification("instance", inputs),
+            # with the default tags on volumes too: terraform-provider-aws merges them since 5.39
+            TagSpecifications=[one for one in tags if one["Tags"]],
         )["Instances"][0]["InstanceId"]
         return made, self.describe(made) or {}
 
@@ -148,8 +156,16 @@ class Instance(AwsKind):
             "subnetId": interface["SubnetId"],
             "tagsAll": from_tags(found.get("Tags", [])),
             "userDataBase64": data,
+            "volumeTags": self._volume_tags(found),
             "vpcSecurityGroupIds": sorted(group["GroupId"] for group in interface["Groups"]),
         }
+
+    def _volume_tags(self, found: Values) -> Values:
+        """Without the default ones, as the provider tells them."""
+        volumes = [one["Ebs"]["VolumeId"] for one in found["BlockDeviceMappings"]]
+        default = self.session.tags({})
+        tags = from_tags(self.ec2.describe_volumes(VolumeIds=volumes)["Volumes"][0].get("Tags", []))
+        return {key: value for key, value in tags.items() if default.get(key) != value}
 
     def read(self, it: Existing) -> Values | None:
         """Options that the program does not set are none of its business."""
@@ -182,6 +198,14 @@ class Instance(AwsKind):
             options = {**(self.describe(it.id) or {})["metadataOptions"]}
             options |= it.inputs.get("metadataOptions", {})
             self.ec2.modify_instance_metadata_options(InstanceId=it.id, **pascal(options))
+        if "volumeTags" in changed:
+            [reservation] = self.ec2.describe_instances(InstanceIds=[it.id])["Reservations"]
+            devices = reservation["Instances"][0]["BlockDeviceMappings"]
+            volumes = [one["Ebs"]["VolumeId"] for one in devices]
+            old, new = (one.get("volumeTags") or {} for one in (it.state, it.inputs))
+            if gone := [{"Key": key} for key in old.keys() - new.keys()]:
+                self.ec2.delete_tags(Resources=volumes, Tags=gone)
+            self.ec2.create_tags(Resources=volumes, Tags=to_tags(self.session.tags({"tags": new})))
         if "iamInstanceProfile" in changed:
             self._associate(it.id, it.inputs.get("iamInstanceProfile"))
         self.retag_ec2(it)

@@ -48,6 +48,7 @@ class Aws(base.Provider):
                 {"filters", "locationType"},
                 self.get_instance_type_offerings,
             ),
+            "aws:ec2/getManagedPrefixList:getManagedPrefixList": ({"id"}, self.get_prefix_list),
             "aws:ec2/getNetworkInterface:getNetworkInterface": ({"id"}, self.get_interface),
             "aws:ec2/getNetworkInterfaces:getNetworkInterfaces": (
                 {"filters"},
@@ -60,7 +61,7 @@ class Aws(base.Provider):
             "aws:index/getCallerIdentity:getCallerIdentity": (set(), self.get_caller_identity),
             "aws:index/getPartition:getPartition": (set(), self.get_partition),
             "aws:index/getRegion:getRegion": (set(), self.get_region),
-            "aws:secretsmanager/getSecret:getSecret": ({"arn"}, self.get_secret),
+            "aws:secretsmanager/getSecret:getSecret": ({"arn", "name"}, self.get_secret),
         }
 
     def get_region(self, arguments: Values) -> Values:
@@ -80,10 +81,17 @@ class Aws(base.Provider):
         return {**arguments, **account, "arn": who["Arn"], "userId": who["UserId"]}
 
     def get_secret(self, arguments: Values) -> Values:
-        """aws.secretsmanager.get_secret, by ARN, of which AWS takes a part for the whole."""
+        """aws.secretsmanager.get_secret, by name or ARN (AWS takes a part of it, too)."""
         client = self.session.client("secretsmanager")
-        found = client.describe_secret(SecretId=arguments["arn"])
-        return {"id": found["ARN"], "arn": found["ARN"], "name": found["Name"]}
+        wanted = arguments.get("arn") or arguments["name"]
+        try:
+            found = client.describe_secret(SecretId=wanted)
+        except client.exceptions.ResourceNotFoundException:
+            raise UserError(
+                f"reading Secrets Manager Secret ({wanted}): couldn't find resource"
+            ) from None
+        known = {"id": found["ARN"], "arn": found["ARN"], "name": found["Name"]}
+        return {**known, "kmsKeyId": found.get("KmsKeyId", "")}
 
     def get_subnet(self, arguments: Values) -> Values:
         """aws.ec2.get_subnet, by id."""
@@ -118,6 +126,16 @@ class Aws(base.Provider):
         types, locations, kinds = ([one[name] for one in offered] for name in names)
         known = {"instanceTypes": types, "locations": locations, "locationTypes": kinds}
         return {**arguments, **known, "id": self.session.region, "region": self.session.region}
+
+    def get_prefix_list(self, arguments: Values) -> Values:
+        """aws.ec2.get_managed_prefix_list, by id."""
+        answer = self.session.ec2.describe_managed_prefix_lists(PrefixListIds=[arguments["id"]])
+        if not (found := answer["PrefixLists"]):
+            raise UserError("no matching EC2 Managed Prefix List found")
+        known = {
+            key: found[0].get(key[0].upper() + key[1:]) for key in ("addressFamily", "maxEntries")
+        }
+        return {**arguments, **known, "name": found[0]["PrefixListName"]}
 
     def get_interface(self, arguments: Values) -> Values:
         """aws.ec2.get_network_interface, by id."""

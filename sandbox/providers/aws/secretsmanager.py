@@ -1,5 +1,6 @@
 """Secrets of the embedded AWS."""
 
+from contextlib import suppress
 from typing import Any, ClassVar
 
 from pulumi.runtime.rpc import UNKNOWN
@@ -40,10 +41,8 @@ class Secret(_Secrets):
 
     def create(self, inputs: Values) -> tuple[str, Values]:
         """Refused while its name is taken by one that waits for its deletion."""
-        named = [{"Key": "name", "Values": [inputs["name"]]}]
-        answer = self.manager.list_secrets(IncludePlannedDeletion=True, Filters=named)
-        for other in answer["SecretList"]:
-            if other["Name"] == inputs["name"] and other.get("DeletedDate"):
+        with suppress(self.manager.exceptions.ResourceNotFoundException):
+            if self.manager.describe_secret(SecretId=inputs["name"]).get("DeletedDate"):
                 raise UserError(
                     f"name: a secret named {inputs['name']} is scheduled for deletion; restore it "
                     "or delete it without recovery"

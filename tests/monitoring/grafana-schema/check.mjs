@@ -10,7 +10,10 @@ const folder = path.resolve(process.argv[2]);
 const files = process.argv.slice(3);
 const ts = createRequire(path.join(folder, 'package.json'))('typescript');
 
-const PANELS = { timeseries: 'TimeSeries', stat: 'Stat', gauge: 'Gauge' };
+// Kind of panel, with Grafana's own name of its types.
+const PANELS = {
+  timeseries: 'TimeSeries', stat: 'Stat', bargauge: 'BarGauge', statetimeline: 'StateTimeline', table: 'Table',
+};
 
 // Grafana 9 publishes no types per panel: they are put together from its common ones.
 const imports9 = `
@@ -30,10 +33,21 @@ namespace stat {
     justifyMode: D.BigValueJustifyMode; textMode: D.BigValueTextMode;
   }
 }
-namespace gauge {
+namespace bargauge {
   export interface Options extends D.SingleStatBaseOptions {
-    showThresholdLabels: boolean; showThresholdMarkers: boolean;
+    displayMode: D.BarGaugeDisplayMode; valueMode: D.BarGaugeValueMode; showUnfilled: boolean;
+    minVizWidth: number; minVizHeight: number;
   }
+}
+namespace statetimeline {
+  export interface Options extends D.OptionsWithLegend, D.OptionsWithTooltip {
+    alignValue: D.TimelineValueAlignment; mergeValues: boolean; rowHeight: number; showValue: D.VisibilityMode;
+  }
+  export interface FieldConfig extends D.HideableFieldConfig { fillOpacity: number; lineWidth: number }
+}
+namespace table {
+  export interface Options { frameIndex: number; showHeader: boolean; sortBy: D.TableSortByFieldState[] }
+  export type FieldConfig = D.TableFieldOptions;
 }`;
 
 const imports = (dashboard, panel) => `
@@ -83,7 +97,9 @@ type Of = {
   row: Row;
   timeseries: Panel<timeseries.Options, J<timeseries.FieldConfig>>;
   stat: Panel<stat.Options, {}>;
-  gauge: Panel<gauge.Options, {}>;
+  bargauge: Panel<bargauge.Options, {}>;
+  statetimeline: Panel<statetimeline.Options, J<statetimeline.FieldConfig>>;
+  table: Panel<table.Options, J<table.FieldConfig>>;
 };
 `;
 
@@ -93,8 +109,9 @@ function declarations(file) {
   const flat = panels.flatMap(({ panels: inner, ...panel }) => [panel, ...(inner ?? [])]);
   const parts = [['Dashboard', 'dashboard', { ...rest, templating }]];
   for (const panel of flat) {
-    if (panel.type === 'row' || panel.type in PANELS) {
-      parts.push([`Of['${panel.type}']`, `panel ${panel.id}`, panel]);
+    const kind = panel.type.replace('-', '');
+    if (kind === 'row' || kind in PANELS) {
+      parts.push([`Of['${kind}']`, `panel ${panel.id}`, panel]);
     } else { // a panel of somebody else's kind
       const { options, fieldConfig, targets, ...common } = panel;
       parts.push(['AnyPanel', `panel ${panel.id}`, common]);
