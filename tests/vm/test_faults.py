@@ -73,11 +73,14 @@ seconds from the end of the cause to the first good sync with every target up.
 where a fault is none to the machine (Secrets Manager slow, disk full), and for a name that moved:
 the console then names an address that does not answer, and cannot know of another.
 
-Two more are tested elsewhere. A package mirror that refuses connections at first boot
-(`tests/vm/test_lifecycle.py`): nothing is served and no metric is there, `up == 0`, until the
-mirror is back; the console says `Could not connect to`, and the installation goes on by itself. A
-second machine on the same network interface: EC2 refuses to start it, so `pulumi up` fails and the
-first goes on (`tests/sandbox/test_providers.py`, against a stand-in of EC2).
+Others are tested elsewhere. Power that fails at several moments of the installation, and a package
+mirror that refuses connections (`tests/vm/test_lifecycle.py`): nothing is served and no metric is
+there, `up == 0`, until the power stays and the mirror is back; the console says what is installed
+and `Could not connect to`, and the installation goes on by itself. A machine that somebody ends, or
+that AWS refuses to start (`tests/sandbox/test_engine.py`): `pulumi up` says so, and the next one
+brings it back at the same address. A second machine on the same network interface: EC2 refuses to
+start it, so `pulumi up` fails and the first goes on (`tests/sandbox/test_providers.py`, against a
+stand-in of EC2).
 
 | fault | loses scrapes | metric that shows it | console says | lost | recovered |
 |---|---|---|---|---|---|
