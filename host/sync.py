@@ -1,10 +1,10 @@
 """Bring token, certificate and proxy configuration from Secrets Manager to the proxy.
 
-`Sync.run` has the steps of a run, `Sync.adopt` those of adopting what is new. Whatever fails, the
-last generation that was seen to serve stays or comes back; the reason is said, a secret never.
+The steps are in `Sync.run` and `Sync.adopt`. Whatever fails, the last generation that was seen to
+serve stays or comes back; the reason is said, a secret never.
 
-$RUNTIME_DIRECTORY, empty after a boot, has generations (gen-*), the link `current` that the server
-reads, state.json, the server's own document (proxy.prom) and a lock.
+$RUNTIME_DIRECTORY: generations (gen-*), `current` that the server reads, state.json, its own
+document (proxy.prom), lock. Empty after a boot.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ REASONS = [
     "internal",
 ]
 OWN_PATH = "/metrics/proxy"
-PROBE_SECONDS = 5
-SERVE_SECONDS = 10  # from a start or reload to the first answer; Prometheus' scrape timeout
-FORGET_SECONDS = 3600  # what failed is tried again after that
-TRIAL_PORTS = range(61_000, 65_536)  # above those of connections
+PROBE_SECONDS = 9  # longer than the servers wait for the API
+SERVE_SECONDS = 10  # to the first answer
+FORGET_SECONDS = 3600
+TRIAL_PORTS = range(61_000, 65_536)
 ACCEPT = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1"
 SCRAPED = ("text/plain", "application/openmetrics-text", "application/vnd.google.protobuf")
 CONTENT_TYPE = r'([\w.+-]+/[\w.+-]+)(?:\s*;\s*[\w-]+=(?:"[^"]*"|[^\s;"]+))*\s*;?\s*'
@@ -106,7 +106,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Config:
-    """/etc/metrics-proxy/*.json; commands and lines have places like `{generation}`."""
+    """/etc/metrics-proxy/*.json."""
 
     region: str
     bundle_secret: str
@@ -186,7 +186,7 @@ def configuration(bundle: dict[str, Any]) -> Files:
 
 
 def certificate(bundle: dict[str, Any], live: Files | None) -> Files:
-    """A certificate in date, and its key. What is in use is not judged again."""
+    """In date, with its key; what is in use is not judged again."""
     files = {f"{name}.pem": str(bundle.get(name)).encode() for name in ("certificate", "key")}
     begin, end = validity(files)
     if files != live and not begin <= time.time() < end:
@@ -324,14 +324,14 @@ class Store:
         return path
 
     def replace(self, name: str, make: Callable[[Path], object]) -> None:
-        """Make a file or link anew beside it, then rename that."""
+        """Make a file or link anew, by rename."""
         new = self.path(f"{name}.new")
         new.unlink(missing_ok=True)
         make(new)
         new.replace(self.path(name))
 
     def write(self, generation: Generation, line: str) -> Path:
-        """A new folder; by the `line` its server says which generation it serves."""
+        """A new folder; by `line` the server says its name."""
         folder = self.folder / generation.name
         folder.mkdir()
         for files in generation.parts.values():
@@ -349,7 +349,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Answer:
-    """The head of what the API answers; status 0 for none, and `lack` says why."""
+    """The head of the API's answer; `lack` says why there is none."""
 
     status: int = 0
     content_type: str = ""
@@ -393,7 +393,7 @@ class Probe:
 
     @staticmethod
     def _ask(key: tuple[str, str | None, str], lacks: dict[Any, str]) -> Answer:
-        """A GET as Prometheus sends it; no redirect is followed, no proxy variable read."""
+        """A GET as Prometheus sends it; no redirect, no proxy."""
         upstream, ca, token = key
         url, began = urlsplit(upstream), time.monotonic()
         address = url.hostname or "", url.port or {"http": 80, "https": 443}[url.scheme]
@@ -418,16 +418,16 @@ class Probe:
 
 
 def served(port: int, generation: Generation, path: str = OWN_PATH) -> int:
-    """The status of a document of a server on this machine, if that serves the generation.
+    """A document's status, if the server on this machine serves the generation.
 
-    One connection for who it is and the document: one worker. Raises OSError or HTTPException,
-    ConnectionRefusedError where it may not be there yet: it starts, or reloads, when for a moment
-    both generations answer. Of a document only the head counts, as where the API itself is asked.
+    One connection for who it is and the document: one worker. Else OSError or HTTPException;
+    ConnectionRefusedError if not yet: it starts, or reloads, when both generations answer.
     """
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # compared instead
     server = HTTPConnection("127.0.0.1", port)
+    server.auto_open = 0  # or a closed connection would be opened again, without TLS
 
     def ask(this: str) -> HTTPResponse:
         last = {"Connection": "close"} if this == path else {}  # or nginx tells the console
@@ -469,6 +469,7 @@ class Sync:
         self.offers: dict[str, Files] = {}
         self.versions: dict[str, str] = {}
         self.probe = Probe()
+        self.excused = set[Endpoint]()
         self._hide(self.known)
 
     @property
@@ -537,20 +538,21 @@ class Sync:
     def ask_api(self) -> None:
         """Ask it with the live and the offered token; drop an offer that would be worse."""
         try:
-            offered, listed = Generation("", self.offers), set[Endpoint]()
-            old = self.live.token(self.config) if self.live else ""
-            new = offered.token(self.config) if "token" in self.offers else old
-            tokens = {old, new}
+            offered, used = Generation("", self.offers), set[Endpoint]()
+            olds = set[str]()
+            # what a killed run left linked may be what serves
             for other in (self.live, self.store.read(self.store.linked)):
                 if other:
-                    tokens.add(other.token(self.config))
-                    listed.update(other.endpoints)
-            if "configuration" in self.offers:
-                listed.update(offered.endpoints)
-            asked = tokens - {""} or {""}
-            self.probe.ask((endpoint, token) for endpoint in listed for token in asked)
-            if worse := sorted(e.name for e in listed if old and self._worse(e, old, new)):
-                said = f"the API takes the live one, and not this, on {', '.join(worse)}"
+                    olds.add(other.token(self.config))
+                    used.update(other.endpoints)
+            new = offered.token(self.config) if "token" in self.offers else ""
+            tokens = (olds | {new}) - {""} or {""}
+            listed = used.union(offered.endpoints if "configuration" in self.offers else ())
+            self.probe.ask((endpoint, token) for endpoint in listed for token in tokens)
+            olds -= {"", new}
+            worse = {e.name for e in used for old in olds if new and self._worse(e, old, new)}
+            if worse:
+                said = f"the API takes the live one, and not this, on {', '.join(sorted(worse))}"
                 raise RefusedError("token_refused", said)
         except Exception as error:
             self.offers.pop("token", None)  # what could not be asked is not known to be good
@@ -579,18 +581,16 @@ class Sync:
     # -- adopt
 
     def adopt_news(self) -> None:
-        """Adopt what is new, but not what failed within the hour, if there is something to lose.
-
-        There is none where nothing is in use, nor for a token where the live one is taken nowhere.
-        """
+        """Adopt what is new and, if there is something to lose, did not fail within the hour."""
         news = {p: files for p, files in self.offers.items() if self.known.get(p) != files}
         now, failures = time.time(), self.state.failures
         for digest, (_, _, when) in list(failures.items()):
             if not 0 <= now - when < FORGET_SECONDS:
                 del failures[digest]
-        taken = any(answer.good for _, answer in self.upstreams())
+        new = Generation("", news).token(self.config) if "token" in news else ""
+        better = any(self.probe.answer(e, new).good and not a.good for e, a in self.upstreams())
         for part, files in list(news.items()):
-            keeps = self.live and (taken or part != "token")
+            keeps = self.live and not (part == "token" and better)
             if keeps and (failure := failures.get(self._digest({part: files}))):
                 reason, said, when = failure
                 once = (
@@ -619,8 +619,8 @@ class Sync:
             self.restore()
             self.tidy()
             if self.live and len(news) > 1:
-                for part, files in news.items():
-                    self.adopt({part: files})
+                for part in sorted(news, key=lambda part: part != "token"):
+                    self.adopt({part: news[part]})
                 return
             if isinstance(error, RefusedError) and (well or error.args[0] in ("test", "trial")):
                 reason, said = error.args
@@ -664,10 +664,7 @@ class Sync:
         self.live = generation
 
     def resume(self) -> None:
-        """What is linked and not recorded, after a killed run, is in use if it serves.
-
-        Where there is nothing else it is loaded: it has passed its trial.
-        """
+        """What a killed run left linked is in use if it serves; without another it is loaded."""
         linked = self.store.read(self.store.linked)
         if linked is None or (self.live and self.live.name == linked.name):
             return
@@ -696,6 +693,12 @@ class Sync:
             if lacks := self._lacks(self.live, self.config.port, lambda: True):
                 raise RefusedError("reload", lacks)
 
+    def _serves(self, endpoint: Endpoint) -> bool:
+        with suppress(OSError, HTTPException):
+            status = served(self.config.port, self.live, endpoint.path) if self.live else 0
+            return status // 100 == 2
+        return False
+
     def _lacks(self, generation: Generation, port: int, alive: Callable[[], bool]) -> str:
         """What a server lacks of all that it has to serve: itself, and what the API answers."""
         deadline = time.monotonic() + SERVE_SECONDS
@@ -719,12 +722,14 @@ class Sync:
         for again in (False, True):
             if again:  # it may be the API that no longer answers
                 self.probe.ask((endpoint, token) for endpoint in due)
-            due = [e for e in due if self.probe.answer(e, token).good]
-            with ThreadPoolExecutor(16) as pool:
+            due = [e for e in due if self.probe.answer(e, token).good and e not in self.excused]
+            with ThreadPoolExecutor(len(due) + 1) as pool:
                 asks = {endpoint: pool.submit(ask, endpoint.path) for endpoint in due}
             found = {endpoint: ask.result() for endpoint, ask in asks.items() if ask.result()}
             due = list(found)
-        return "; ".join(f"{endpoint.name}: {lacks}" for endpoint, lacks in found.items())
+        if port != self.config.port:  # what is not served now either is no loss
+            self.excused = {endpoint for endpoint in due if not self._serves(endpoint)}
+        return "; ".join(f"{e.name}: {found[e]}" for e in due if e not in self.excused)
 
     # -- commands
 
@@ -737,7 +742,7 @@ class Sync:
 
     @contextmanager
     def _scratch(self) -> Iterator[str]:
-        """A folder for a server's own files, beside it what the server finds there in /run."""
+        """As /run: a server's own folder, and ours beside it."""
         with TemporaryDirectory() as scratch:
             Path(scratch, "server").mkdir()
             Path(scratch, "metrics-proxy").symlink_to(self.store.folder)
@@ -786,6 +791,10 @@ class Sync:
             for values, value in samples.items():
                 (gauge.labels(*values) if labels else gauge).set(value)
 
+        if self.live:
+            with self.report.part("certificate: end not read", "internal"):
+                end = {(): float(validity(self.known["certificate"])[1])}
+                show("certificate_not_after_timestamp_seconds", "End of the certificate", end)
         show("sync_timestamp_seconds", "End of the last sync", {(): time.time()})
         well = self.live is not None and not self.report.reasons
         show("secret_sync_ok", "1 if every secret is in use", {(): well})
@@ -801,8 +810,6 @@ class Sync:
             conf = self.known["configuration"]["proxy.conf"]
             sha256 = hashlib.sha256(conf).hexdigest()
             show("configuration_info", "The configuration in use", {(sha256,): 1}, "sha256")
-            end = {(): float(validity(self.known["certificate"])[1])}
-            show("certificate_not_after_timestamp_seconds", "End of the certificate", end)
         scraped = {(e.name,): float(answer.scraped(e)) for e, answer in up}
         show("upstream_up", "1 if Prometheus takes its answer", scraped, "endpoint")
         status = {(e.name,): float(answer.status) for e, answer in up}

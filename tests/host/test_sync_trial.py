@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -200,3 +203,103 @@ def test_the_trial_leaves_nothing(synced: Machine) -> None:
         *("proxy.conf", "endpoints.json", "token.conf", "generation.conf"),
         *("certificate.pem", "key.pem"),
     }
+
+
+@contextmanager
+def another_api(headers: list[int], tokens: set[str]) -> Iterator[str]:
+    """An API of its own; its answers have as many long headers as the list says."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            token = self.headers["Authorization"].removeprefix("Bearer ")
+            self.send_response(200 if token in tokens else 401)
+            self.send_header("Content-Type", "text/plain")
+            for number in range(headers[0]):
+                self.send_header(f"X-Long-{number}", 400 * "x")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/metrics"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_an_endpoint_that_the_server_cannot_serve_holds_nothing_back(synced: Machine) -> None:
+    """The API answers the sync, and 50 long headers are more than nginx takes."""
+    headers, tokens = [0], {"first-token", SECOND}
+    with another_api(headers, tokens) as upstream:
+        other = {"name": "other", "path": "/o", "upstream": upstream}
+        synced.put_endpoints(*synced.bundle["endpoints"], other)
+        ok(synced)
+        assert synced.scrape("/o") == 200
+        headers[0] = 50
+        assert (synced.scrape("/m"), synced.scrape("/o")) == (200, 502)
+        offer(synced)
+        synced.bundle["certificate"], synced.bundle["key"] = self_signed()
+        synced.put(configuration=synced.bundle["configuration"])
+        ok(synced)
+        assert synced.token() == SECOND
+        assert synced.scrape(ca=synced.bundle["certificate"]) == 200
+        # a reboot: what can be served is
+        first_boot(synced)
+        ok(synced)
+        assert (synced.scrape("/m"), synced.scrape("/o")) == (200, 502)
+        # what is served is not given up for it
+        headers[0] = 0
+        assert synced.scrape("/o") == 200
+        bad = synced.bundle["configuration"].replace("^[A-Z]+ /o HTTP", "^[A-Z]+ /p HTTP")
+        synced.put(configuration=bad)
+        assert "other: answers 404" in fails(synced, "trial")
+
+
+def first_boot(host: Machine) -> None:
+    for path in host.run_folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def test_a_configuration_that_is_not_adopted_holds_no_token_back(synced: Machine) -> None:
+    """Its endpoints are not in use, whatever their API says of the token."""
+    with another_api([0], {"first-token"}) as upstream:
+        good = synced.bundle["configuration"]
+        other = {"name": "other", "path": "/o", "upstream": upstream}
+        synced.put_endpoints(*synced.bundle["endpoints"], other)
+        bad = NGINX["listen without ssl"](synced.bundle["configuration"])
+        synced.put(configuration=bad)
+        offer(synced)
+        fails(synced, "trial")
+        assert synced.token() == SECOND
+        assert synced.in_use("proxy.conf") == good
+
+
+def test_a_token_is_compared_with_what_serves(synced: Machine) -> None:
+    """Also where the record was lost, or a first run was killed before it."""
+    synced.put("wrong-token")
+    (synced.run_folder / "state.json").unlink()
+    fails(synced, "token_refused")
+    assert synced.token() == "first-token"
+    assert synced.scrape() == 200
+
+
+def test_a_slow_api_is_waited_for_as_the_server_waits(synced: Machine) -> None:
+    """Six seconds: the server waits for eight, and a silence of five is no answer to compare."""
+
+    def slow(token: str) -> int:
+        if token == "first-token":
+            time.sleep(6)
+            return 200
+        return 401
+
+    synced.status = slow
+    synced.put("wrong-token")
+    fails(synced, "token_refused")
+    assert synced.token() == "first-token"
