@@ -45,7 +45,9 @@ NGINX: dict[str, Change] = {
     "worker_connections 2": lambda text: re.sub(
         r"worker_connections \d+", "worker_connections 2", text
     ),
-    "worker_rlimit_nofile 3": lambda text: f"worker_rlimit_nofile 3;\n{text}",
+    "worker_rlimit_nofile 3": lambda text: re.sub(
+        r"worker_rlimit_nofile \d+", "worker_rlimit_nofile 3", text
+    ),
     "listen without ssl": lambda text: re.sub(r"(listen \d+) ssl", r"\1", text),
     "nobody is let in": lambda text: re.sub(r"(?m)^ *allow .*\n", "", text),
     "this machine is not let in": put_in("allow 127.0.0.1/32;", ""),
