@@ -36,7 +36,8 @@ class Session:
             raise UserError("AWS_ENDPOINT_URL is not set, and the sandbox never uses the real AWS")
         if service not in self._clients:
             options = Config(connect_timeout=5, read_timeout=30, retries={"total_max_attempts": 1})
-            self._clients[service] = boto3.client(
+            # no default session: that keeps the credentials it was made with
+            self._clients[service] = boto3.Session().client(
                 service, region_name=self.region, endpoint_url=endpoint, config=options
             )
         return self._clients[service]
