@@ -414,7 +414,7 @@ FAULTS = [
     Fault(
         name="server's master killed (-9)",
         cause=once(f"kill -9 $(systemctl show -P MainPID {PROXY})"),
-        metric="up == 0",
+        metric="min_over_time(up[10s]) == 0",
         loses="a restart",
         says="start worker processes",
     ),
