@@ -414,7 +414,7 @@ FAULTS = [
     Fault(
         name="server's master killed (-9)",
         cause=once(f"kill -9 $(systemctl show -P MainPID {PROXY})"),
-        # the next sync may start it again before a second is over, and no scrape be lost
+        # in two of five runs no scrape fell into the moment without a server
         metric="up == 1",
         loses="a restart",
         says="start worker processes",
