@@ -9,7 +9,7 @@ import re
 from botocore.exceptions import BotoCoreError, ClientError
 
 from sandbox.providers import base
-from sandbox.providers.aws import ec2, iam, secretsmanager, vpc
+from sandbox.providers.aws import autoscaling, ec2, elbv2, iam, secretsmanager, vpc
 from sandbox.providers.aws.kind import AwsKind, Session, from_tags
 from sandbox.providers.base import UserError, Values
 
@@ -24,6 +24,11 @@ KINDS: tuple[type[AwsKind], ...] = (
     secretsmanager.Secret,
     secretsmanager.SecretVersion,
     ec2.Instance,
+    ec2.LaunchTemplate,
+    elbv2.LoadBalancer,
+    elbv2.TargetGroup,
+    elbv2.Listener,
+    autoscaling.Group,
 )
 
 
