@@ -13,8 +13,8 @@ from monitoring.dashboard import deployable
 with stack.refusals():
     settings, token = stack.load()
     own_secret, bundle_secret = c.secret_names(settings)
-    bundle = proxy.bundle(settings, own_secret)
     place = c.ask(settings, bundle_secret)
+    bundle = proxy.bundle(settings, own_secret, [subnet.cidr for subnet in place.fleet])
     user_data = cloud_config.render(settings, place.region, bundle_secret)
     file = Path(__file__).parent / settings.grafana.dashboard
     enabled = settings.grafana.enabled
@@ -24,31 +24,29 @@ if dashboard is not None:
     seen = c.Monitoring("monitoring", c.MonitoringArgs(settings=settings, dashboard=dashboard))
     c.before_aws(seen.dashboard)
     pulumi.export("dashboardUrl", seen.dashboard_url)
-network = c.ProxyNetwork("network", c.ProxyNetworkArgs(settings=settings, vpc_id=place.vpc_id))
-tls = c.Certificates("tls", c.CertificatesArgs(settings=settings, ip_address=network.private_ip))
+network = c.proxy_network("network", c.ProxyNetworkArgs(settings=settings, place=place))
+tls = c.Certificates("tls", c.CertificatesArgs(settings=settings, network=network))
 secrets = c.ProxySecrets(
     "secrets",
     c.ProxySecretsArgs(
         settings=settings, region=place.region, token=token, bundle=bundle, certificates=tls
     ),
 )
-host = c.ProxyHost(
+host = c.proxy_host(
     "proxy",
     c.ProxyHostArgs(
-        settings=settings,
-        ami=place.ami,
-        user_data=user_data,
-        interface_id=network.interface_id,
-        instance_profile=secrets.instance_profile,
+        settings=settings, place=place, user_data=user_data, profile=secrets.instance_profile
     ),
+    network,
 )
-pulumi.export("proxyUrl", pulumi.Output.concat("https://", network.private_ip, f":{settings.port}"))
-pulumi.export("privateIp", network.private_ip)
+pulumi.export("proxyUrl", pulumi.Output.concat("https://", network.address, f":{settings.port}"))
 pulumi.export("caCertificate", tls.ca_certificate)
-target = pulumi.Output.all(network.private_ip, tls.ca_certificate)
-forms = target.apply(lambda it: scrape.forms(settings, *it))
-for form in scrape.FORMS:
-    pulumi.export(form, forms[form])
+where = pulumi.Output.all(network.address, network.zones, tls.ca_certificate)
+pulumi.export("proxyTargets", where.apply(lambda it: scrape.targets(settings, *it[:2])))
+forms = where.apply(lambda it: scrape.forms(settings, *it))
+texts = {form: forms[form] for form in scrape.FORMS}
+for name, value in {**network.exports, **host.exports, **texts}.items():
+    pulumi.export(name, value)
 pulumi.export("prometheusRules", alerts.rules_file(settings, dashboard))
 pulumi.export("proxyConfiguration", bundle["configuration"])
 pulumi.export("userData", cloud_config.described(settings, place.region, bundle_secret))
@@ -56,4 +54,3 @@ pulumi.export("tokenSecretArn", secrets.token_secret_arn)
 pulumi.export("bundleSecretArn", secrets.bundle_secret_arn)
 pulumi.export("securityGroupId", network.security_group_id)
 pulumi.export("roleArn", secrets.role_arn)
-pulumi.export("instanceId", host.instance_id)

@@ -3,8 +3,8 @@
 from components.certificates import Certificates, CertificatesArgs
 from components.monitoring import Monitoring, MonitoringArgs, before_aws
 from components.preflight import ask
-from components.proxy_host import ProxyHost, ProxyHostArgs
-from components.proxy_network import ProxyNetwork, ProxyNetworkArgs
+from components.proxy_host import ProxyHostArgs, proxy_host
+from components.proxy_network import ProxyNetworkArgs, proxy_network
 from components.proxy_secrets import ProxySecrets, ProxySecretsArgs, secret_names
 
 __all__ = [
@@ -12,13 +12,13 @@ __all__ = [
     "CertificatesArgs",
     "Monitoring",
     "MonitoringArgs",
-    "ProxyHost",
     "ProxyHostArgs",
-    "ProxyNetwork",
     "ProxyNetworkArgs",
     "ProxySecrets",
     "ProxySecretsArgs",
     "ask",
     "before_aws",
+    "proxy_host",
+    "proxy_network",
     "secret_names",
 ]

@@ -8,6 +8,7 @@ from typing import Final
 import pulumi
 import pulumi_tls as tls
 
+from components.proxy_network import ProxyNetwork
 from config.settings import Settings
 
 LEAF_DAYS: Final = 365
@@ -24,8 +25,8 @@ class CertificatesArgs:
     settings: Settings
     """`server_name` is what Prometheus verifies; `protect` guards the keys. Certificates are never
     protected: they could not renew."""
-    ip_address: pulumi.Input[str]
-    """The proxy's private address, for clients that verify the address."""
+    network: ProxyNetwork
+    """Its address is named, too, for clients that verify that."""
 
 
 class Certificates(pulumi.ComponentResource):
@@ -63,8 +64,8 @@ class Certificates(pulumi.ComponentResource):
             f"{name}-request",
             private_key_pem=key.private_key_pem,
             subject=tls.CertRequestSubjectArgs(common_name=settings.server_name),
-            dns_names=[settings.server_name],
-            ip_addresses=[args.ip_address],
+            dns_names=[settings.server_name, *args.network.dns_names],
+            ip_addresses=args.network.ip_addresses or None,
             opts=child,
         )
         leaf = tls.LocallySignedCert(

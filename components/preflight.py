@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -22,12 +22,33 @@ _ARCHITECTURES: Final = {"arm64": "arm64", "x86_64": "amd64"}
 
 
 @dataclass(frozen=True, kw_only=True)
+class Subnet:
+    """A subnet that machines are to be in."""
+
+    id: str
+    zone: str
+    cidr: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where the machine is to be, and the image that it is made of."""
+    """Where the machines are to be, and the image that they are made of."""
 
     region: str
     vpc_id: str
+    subnets: Sequence[Subnet]
+    """One, or one in each of a fleet's zones."""
     ami: str
+    root_device: str
+    """The image's name of the device that it starts from."""
+    default_tags: Mapping[str, str]
+    """The provider's, which it puts on all that it makes itself. Asked for a fleet only, whose
+    machines it does not make."""
+
+    @property
+    def fleet(self) -> Sequence[Subnet]:
+        """The subnets of a fleet; none for one machine."""
+        return self.subnets if len(self.subnets) > 1 else ()
 
 
 def ask(settings: Settings, bundle_secret: str) -> Place:
@@ -50,19 +71,19 @@ def ask(settings: Settings, bundle_secret: str) -> Place:
         with _about("adminTokenSecretArn", settings.token_secret):
             _check_secret(settings)
     _check_key(settings, bundle_secret)
-    with _about("subnetId", settings.subnet_id):
-        subnet = aws.ec2.get_subnet(id=settings.subnet_id)
-        if _is_public(subnet):
-            raise ValueError("is a public subnet, in which the machine has no route out")
+    subnets = _subnets(settings)
+    vpc_id = subnets[0].vpc_id
     with _about("instanceType", settings.instance_type):
-        runs = _architectures(settings.instance_type, subnet.availability_zone)
+        runs = _architectures(settings.instance_type)
+        for subnet in subnets:
+            _check_offered(settings.instance_type, subnet.availability_zone)
     if settings.ami_id is None:
         hint = " (where an account allows some images only, name one of them)"
         with _about("amiId", "the newest image of Debian 13", hint):
-            ami = newest_debian(runs)
+            image = newest_debian(runs)
     else:
-        with _about("amiId", ami := settings.ami_id):
-            _check_image(ami, settings.instance_type, runs)
+        with _about("amiId", settings.ami_id):
+            image = _named_image(settings.ami_id, settings.instance_type, runs)
     for key, group in (
         ("apiSecurityGroupId", settings.api_security_group_id),
         ("prometheusSecurityGroupId", settings.prometheus_security_group_id),
@@ -70,16 +91,25 @@ def ask(settings: Settings, bundle_secret: str) -> Place:
         if group is not None:
             with _about(key, group):
                 vpc = aws.ec2.get_security_group(id=group).vpc_id
-                if vpc != subnet.vpc_id:
-                    raise ValueError(f"is in {vpc}, and the subnet in {subnet.vpc_id}")
+                if vpc != vpc_id:
+                    raise ValueError(f"is in {vpc}, and the subnet in {vpc_id}")
     _check_prefix_lists("prometheusPrefixListIds", settings.prometheus)
     _check_prefix_lists("httpsPrefixListIds", settings.https)
     if settings.private_ip is not None:
         with _about("privateIp", settings.private_ip):
-            _check_address(settings, settings.private_ip, subnet)
+            _check_address(settings, settings.private_ip, subnets[0])
     with _about("protect", str(settings.protect).lower()):
         _check_kept(settings)
-    return Place(region=region, vpc_id=subnet.vpc_id, ami=ami)
+    return Place(
+        region=region,
+        vpc_id=vpc_id,
+        subnets=[
+            Subnet(id=one.id, zone=one.availability_zone, cidr=one.cidr_block) for one in subnets
+        ],
+        ami=image.id,
+        root_device=image.root_device_name,
+        default_tags=aws.get_default_tags().tags if settings.subnet_ids else {},
+    )
 
 
 def _words(error: Exception) -> str:
@@ -153,6 +183,23 @@ def _check_prefix_lists(key: str, peers: Iterable[Peer]) -> None:
                     raise ValueError(f"has {found.max_entries} entries, and a group {RULES_MAX}")
 
 
+def _subnets(settings: Settings) -> list[aws.ec2.GetSubnetResult]:
+    """The subnets of the settings, of one VPC and each in a zone of its own."""
+    found: list[aws.ec2.GetSubnetResult] = []
+    for value in settings.subnets:
+        with _about("subnetIds" if settings.subnet_ids else "subnetId", value):
+            subnet = aws.ec2.get_subnet(id=value)
+            if _is_public(subnet):
+                raise ValueError("is a public subnet, in which the machine has no route out")
+            for other in found:
+                if subnet.vpc_id != other.vpc_id:
+                    raise ValueError(f"is in {subnet.vpc_id}, and {other.id} in {other.vpc_id}")
+                if subnet.availability_zone == other.availability_zone:
+                    raise ValueError(f"is in {subnet.availability_zone}, as {other.id} is")
+            found.append(subnet)
+    return found
+
+
 def _is_public(subnet: aws.ec2.GetSubnetResult) -> bool:
     """Whether its default route goes to an internet gateway. An interface of our own gets no public
     address, so nothing would come back from there."""
@@ -168,13 +215,17 @@ def _is_public(subnet: aws.ec2.GetSubnetResult) -> bool:
     return False
 
 
-def _architectures(instance_type: str, zone: str) -> list[str]:
+def _architectures(instance_type: str) -> list[str]:
     """What code a type runs that Debian has an image for, the one to prefer first."""
     supported = aws.ec2.get_instance_type(instance_type=instance_type).supported_architectures
     if not (runs := [name for name in supported if name in _ARCHITECTURES]):
         raise ValueError(
             f"is {', '.join(supported)}; Debian 13 needs {' or '.join(_ARCHITECTURES)}"
         )
+    return runs
+
+
+def _check_offered(instance_type: str, zone: str) -> None:
     filters = [
         aws.ec2.GetInstanceTypeOfferingsFilterArgs(name="instance-type", values=[instance_type]),
         aws.ec2.GetInstanceTypeOfferingsFilterArgs(name="location", values=[zone]),
@@ -184,11 +235,10 @@ def _architectures(instance_type: str, zone: str) -> list[str]:
     ).instance_types
     if instance_type not in offered:
         raise ValueError(f"is not offered in {zone}, where the subnet is")
-    return runs
 
 
-def newest_debian(architectures: list[str]) -> str:
-    """The id of the newest release of Debian 13, of the first of these architectures."""
+def newest_debian(architectures: list[str]) -> aws.ec2.GetAmiResult:
+    """The newest release of Debian 13, of the first of these architectures."""
     wanted = architectures[0]
     # releases have a date there; dailies and builds of developers have a word
     filters = {"name": f"debian-13-{_ARCHITECTURES[wanted]}-20*", "architecture": wanted}
@@ -198,14 +248,15 @@ def newest_debian(architectures: list[str]) -> str:
         filters=[
             aws.ec2.GetAmiFilterArgs(name=name, values=[value]) for name, value in filters.items()
         ],
-    ).id
+    )
 
 
-def _check_image(ami: str, instance_type: str, runs: list[str]) -> None:
+def _named_image(ami: str, instance_type: str, runs: list[str]) -> aws.ec2.GetAmiResult:
     filters = [aws.ec2.GetAmiFilterArgs(name="image-id", values=[ami])]
     image = aws.ec2.get_ami(filters=filters, include_deprecated=True)
     if image.architecture not in runs:
         raise ValueError(f"is {image.architecture}, and {instance_type} is {', '.join(runs)}")
+    return image
 
 
 def _interfaces(**filters: str) -> Sequence[str]:

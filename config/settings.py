@@ -32,6 +32,9 @@ NAMESPACE: Final = "metrics-proxy"
 PROXY_PATH: Final = "/metrics/proxy"
 """The proxy's own document; no endpoint may claim it."""
 
+HEALTH_PATH: Final = "/healthz"
+"""What a fleet's load balancer asks; no endpoint may claim it."""
+
 HIDDEN: Final = "(hidden)"
 """What a message shows in place of a secret value."""
 
@@ -201,6 +204,8 @@ def _path(value: str) -> str:
 def _endpoint_path(value: str) -> str:
     if _path(value) == PROXY_PATH:
         raise ValueError("is the proxy's own document")
+    if value == HEALTH_PATH:
+        raise ValueError("is for the load balancer's health checks")
     return value
 
 
@@ -220,6 +225,12 @@ def _not_twice(values: tuple[str, ...]) -> tuple[str, ...]:
     for value in values:
         if values.count(value) > 1:
             raise ValueError(f"names {value} twice")
+    return values
+
+
+def _at_least_two(values: tuple[_T, ...]) -> tuple[_T, ...]:
+    if len(values) < 2:
+        raise ValueError("names only one; subnetId is for one machine")
     return values
 
 
@@ -257,6 +268,7 @@ def _token_secret(value: str | None) -> str | None:
 Network = Annotated[str, AfterValidator(_network)]
 Cidr = Annotated[Network, AfterValidator(_narrow)]
 Several = Annotated[tuple[_T, ...], AfterValidator(_not_empty), AfterValidator(_not_twice)]
+Subnet = Annotated[str, _matches(r"subnet-[0-9a-f]{8,17}", "a subnet id")]
 PrefixLists = Several[Annotated[str, _matches(r"pl-[0-9a-f]{8,17}", "a prefix list's id")]]
 SecurityGroup = Annotated[str | None, _matches(r"sg-[0-9a-f]{8,17}", "a security group id")]
 KmsKey = Annotated[
@@ -445,7 +457,9 @@ class Settings(_Model):
     stack: Annotated[
         str, _matches(r"[A-Za-z0-9_.-]{1,36}", "a stack name of at most 36 letters, digits, _ . -")
     ]
-    subnet_id: Annotated[str, _matches(r"subnet-[0-9a-f]{8,17}", "a subnet id")]
+    subnet_id: Subnet | None = None
+    subnet_ids: Annotated[Several[Subnet], AfterValidator(_at_least_two)] | None = None
+    """A fleet: one machine in each, behind a load balancer."""
     prometheus_cidrs: Several[Cidr]
     prometheus_security_group_id: SecurityGroup = None
     prometheus_prefix_list_ids: PrefixLists | None = None
@@ -501,6 +515,10 @@ class Settings(_Model):
     def _consistent(self) -> Self:
         if (self.api_cidrs is None) == (self.api_security_group_id is None):
             raise ValueError(_one_of("apiCidrs", "apiSecurityGroupId", self.api_cidrs is not None))
+        if (self.subnet_id is None) == (self.subnet_ids is None):
+            raise ValueError(_one_of("subnetId", "subnetIds", self.subnet_id is not None))
+        if self.private_ip is not None and self.subnet_ids is not None:
+            raise ValueError("privateIp: is for one machine; a fleet has subnetIds")
         for attribute in ("name", "path"):
             seen: set[str] = set()
             for endpoint in self.endpoints:
@@ -544,6 +562,11 @@ class Settings(_Model):
         return self
 
     @property
+    def subnets(self) -> tuple[str, ...]:
+        """Where machines are, one in each."""
+        return self.subnet_ids or tuple(filter(None, [self.subnet_id]))
+
+    @property
     def prometheus(self) -> tuple[Peer, ...]:
         """Whom the security group admits: the networks, unless Prometheus is named more closely."""
         close = self.prometheus_prefix_list_ids, self.prometheus_security_group_id
@@ -569,6 +592,11 @@ class Settings(_Model):
     def tags(self) -> dict[str, str]:
         """On everything that can carry them."""
         return {"pulumi:project": NAMESPACE, "pulumi:stack": self.stack}
+
+    @property
+    def machine_tags(self) -> dict[str, str]:
+        """On a machine and what is made with it."""
+        return {"Name": f"proxy-{self.stack}", **self.tags}
 
     @property
     def proxy_job(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from config.files import replace
-from config.settings import NAMESPACE, PROXY_PATH, Endpoint, Settings, SettingsError
+from config.settings import HEALTH_PATH, NAMESPACE, PROXY_PATH, Endpoint, Settings, SettingsError
 
 SECRET_MAX: Final = 65_536
 """Bytes that one Secrets Manager secret can hold (AWS quota)."""
@@ -90,9 +91,10 @@ def limits(endpoints: int) -> dict[str, int]:
     return {"connections": 64 + 2 * endpoints, "rate": rate, "burst": 10 * rate}
 
 
-def render(settings: Settings, *, on_host: bool = True) -> str:
+def render(settings: Settings, balancer: Sequence[str] = (), *, on_host: bool = True) -> str:
     """The configuration of the stack's server.
 
+    `balancer`: the networks in which a fleet's load balancer is, which may ask for its health.
     `on_host`: the sync runs beside it, so its own document is served, and paths are a generation's.
     """
     return templates.get_template(f"{settings.server}.conf.j2").render(
@@ -101,6 +103,8 @@ def render(settings: Settings, *, on_host: bool = True) -> str:
         port=settings.port,
         server_name=settings.server_name,
         proxy_path=PROXY_PATH,
+        health_path=HEALTH_PATH,
+        balancer=balancer,
         allowed=[*settings.prometheus_cidrs, *([LOOPBACK] if on_host else [])],
         system_ca=SYSTEM_CA,
         limits=limits(len(settings.endpoints)),
@@ -116,11 +120,12 @@ def render(settings: Settings, *, on_host: bool = True) -> str:
     )
 
 
-def bundle(settings: Settings, own_secret: str) -> dict[str, Any]:
+def bundle(settings: Settings, own_secret: str, balancer: Sequence[str] = ()) -> dict[str, Any]:
     """The bundle less certificate and key: `configuration`, the `endpoints` to probe, the `token`.
 
     `token` names the secret that holds it, `own_secret` or somebody else's, and the key in its JSON
-    if the settings do. Raises `SettingsError` if it would not fit into one secret.
+    if the settings do. `balancer` is as in `render`. Raises `SettingsError` if it would not fit
+    into one secret.
     """
     fallback = settings.fallback_scrape_protocol
     document = {
@@ -128,7 +133,7 @@ def bundle(settings: Settings, own_secret: str) -> dict[str, Any]:
             "secret": settings.token_secret or own_secret,
             **({"key": settings.token_key} if settings.token_key else {}),
         },
-        "configuration": render(settings),
+        "configuration": render(settings, balancer),
         "endpoints": [
             {
                 "name": e.name,

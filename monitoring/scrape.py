@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from config.settings import PROXY_PATH, Settings
 from monitoring.text import dump_yaml
 
 Json = dict[str, Any]
+Zones = Mapping[str, str]
+"""Of a fleet: its zones, each with the name by which its machine is asked."""
 
 _HEADER: Final = """\
 # Scrape jobs of the metrics proxy, stack {stack}, generated. For Prometheus 2.45 or newer:
@@ -21,24 +23,24 @@ _HEADER: Final = """\
 """
 
 
-def scrape_config(settings: Settings, address: str, ca: str) -> str:
+def scrape_config(settings: Settings, address: str, zones: Zones, ca: str) -> str:
     """Return a file for `scrape_config_files`.
 
     `address` is the proxy's, without the port; `ca` the PEM of the CA that its certificate is of.
     """
     head = _HEADER.format(stack=settings.stack)
-    return head + dump_yaml({"scrape_configs": jobs(settings, address, ca)})
+    return head + dump_yaml({"scrape_configs": jobs(settings, address, zones, ca)})
 
 
-def scrape_config_list(settings: Settings, address: str, ca: str) -> str:
+def scrape_config_list(settings: Settings, address: str, zones: Zones, ca: str) -> str:
     """Return the same jobs as a bare list.
 
     For vmagent's `scrape_config_files` and for `additionalScrapeConfigs` of Prometheus' operator.
     """
-    return dump_yaml(jobs(settings, address, ca))
+    return dump_yaml(jobs(settings, address, zones, ca))
 
 
-def scrape_config_objects(settings: Settings, address: str, ca: str) -> str:
+def scrape_config_objects(settings: Settings, address: str, zones: Zones, ca: str) -> str:
     """Return the same jobs as Kubernetes objects for `kubectl apply`.
 
     They are two `ScrapeConfig`s of Prometheus' operator, which names the job itself and sets the
@@ -53,13 +55,23 @@ def scrape_config_objects(settings: Settings, address: str, ca: str) -> str:
     }
     scrapes = [
         _scrape_config_object(f"{name}-{role}", name, job)
-        for role, job in zip(("api", "proxy"), jobs(settings, address, ca), strict=True)
+        for role, job in zip(("api", "proxy"), jobs(settings, address, zones, ca), strict=True)
     ]
     return dump_yaml(config_map, *scrapes)
 
 
-def jobs(settings: Settings, address: str, ca: str) -> list[Json]:
-    """Return one job for all endpoints, and one for the proxy's own metrics."""
+def targets(settings: Settings, address: str, zones: Zones) -> list[Json]:
+    """Return where to ask each machine: `address` with the port and, of a fleet, `zone`."""
+    port = settings.port
+    fleet = [{"address": f"{name}:{port}", "zone": zone} for zone, name in zones.items()]
+    return fleet or [{"address": f"{address}:{port}"}]
+
+
+def jobs(settings: Settings, address: str, zones: Zones, ca: str) -> list[Json]:
+    """Return one job for all endpoints, and one for the machines' own metrics.
+
+    Of a fleet, any machine answers for the endpoints, and each for itself.
+    """
     target = f"{address}:{settings.port}"
     # One job with a label per endpoint: two jobs relabelled to one name, or one job without the
     # label, would be a single `up` that flips between the endpoints.
@@ -88,7 +100,13 @@ def jobs(settings: Settings, address: str, ca: str) -> list[Json]:
             "job_name": settings.proxy_job,
             **common,
             "metrics_path": PROXY_PATH,
-            "static_configs": [{"targets": [target]}],
+            "static_configs": [
+                {
+                    "targets": [machine["address"]],
+                    **({"labels": {"zone": machine["zone"]}} if "zone" in machine else {}),
+                }
+                for machine in targets(settings, address, zones)
+            ],
         },
     ]
 
@@ -121,7 +139,7 @@ def _scrape_config_object(name: str, config_map: str, job: Json) -> Json:
     }
 
 
-FORMS: Final[dict[str, Callable[[Settings, str, str], str]]] = {
+FORMS: Final[dict[str, Callable[[Settings, str, Zones, str], str]]] = {
     "scrapeConfig": scrape_config,
     "scrapeConfigList": scrape_config_list,
     "scrapeConfigObjects": scrape_config_objects,
@@ -129,6 +147,6 @@ FORMS: Final[dict[str, Callable[[Settings, str, str], str]]] = {
 """The stack's outputs, and what renders each."""
 
 
-def forms(settings: Settings, address: str, ca: str) -> dict[str, str]:
+def forms(settings: Settings, address: str, zones: Zones, ca: str) -> dict[str, str]:
     """Return the text of each of `FORMS`."""
-    return {name: render(settings, address, ca) for name, render in FORMS.items()}
+    return {name: render(settings, address, zones, ca) for name, render in FORMS.items()}

@@ -14,14 +14,20 @@ from sandbox.providers import schema
 Register = Callable[[resource_pb2.RegisterResourceRequest], Any]
 
 ADDRESS = "10.20.0.10"
+BALANCER = "network-balancer-1234567.elb.eu-central-1.amazonaws.com"
 
 COMPUTED: dict[str, dict[str, Any]] = {
+    "aws:autoscaling/group:Group": {"name": "the-group"},
     "aws:ec2/instance:Instance": {},
+    "aws:ec2/launchTemplate:LaunchTemplate": {"latestVersion": 7},
     "aws:ec2/networkInterface:NetworkInterface": {"privateIp": ADDRESS},
     "aws:ec2/securityGroup:SecurityGroup": {},
     "aws:iam/instanceProfile:InstanceProfile": {"name": "the-profile"},
     "aws:iam/role:Role": {"name": "the-role"},
     "aws:iam/rolePolicy:RolePolicy": {},
+    "aws:lb/listener:Listener": {},
+    "aws:lb/loadBalancer:LoadBalancer": {"dnsName": BALANCER},
+    "aws:lb/targetGroup:TargetGroup": {},
     "aws:secretsmanager/secret:Secret": {},
     "aws:secretsmanager/secretVersion:SecretVersion": {},
     "aws:vpc/securityGroupEgressRule:SecurityGroupEgressRule": {},
@@ -44,15 +50,18 @@ ARCHITECTURES = {
     "t4g.small": ["arm64"],
 }
 
+ZONES = {f"subnet-0123456789abcde{zone}": zone for zone in "abc"}
+"""Subnets of a fleet, each in its zone; all others are in zone a."""
+
 Answers = dict[str, Callable[[dict[str, Any]], dict[str, Any]]]
 
 ANSWERS: Answers = {
     "getRegion": lambda _: {"region": "eu-central-1"},
     "getCallerIdentity": lambda _: {"accountId": "123456789012"},
-    "getSubnet": lambda _: {
+    "getSubnet": lambda asked: {
         "vpcId": "vpc-1",
-        "availabilityZone": "eu-central-1a",
-        "cidrBlock": "10.20.0.0/24",
+        "availabilityZone": f"eu-central-1{ZONES.get(asked['id'], 'a')}",
+        "cidrBlock": f"10.20.{'abc'.index(ZONES.get(asked['id'], 'a'))}.0/24",
     },
     "getRouteTables": lambda asked: {
         "ids": ["rtb-main"] if asked["filters"][0]["name"] == "association.main" else []
@@ -67,7 +76,12 @@ ANSWERS: Answers = {
         "supportedArchitectures": ARCHITECTURES[asked["instanceType"]]
     },
     "getInstanceTypeOfferings": lambda asked: {"instanceTypes": asked["filters"][0]["values"]},
-    "getAmi": lambda _: {"id": "ami-debian13", "architecture": "arm64"},
+    "getAmi": lambda asked: {
+        "id": "ami-debian13" if "owners" in asked else asked["filters"][0]["values"][0],
+        "architecture": "arm64",
+        "rootDeviceName": "/dev/xvda",
+    },
+    "getDefaultTags": lambda _: {"tags": {"cost-center": "42"}},
     "getManagedPrefixList": lambda _: {"addressFamily": "IPv4", "maxEntries": 5},
     "getSecret": lambda asked: {"arn": asked.get("arn", ""), "kmsKeyId": ""},
     "getSecurityGroup": lambda _: {"vpcId": "vpc-1"},

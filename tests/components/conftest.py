@@ -15,7 +15,7 @@ import yaml
 from pulumi.runtime.mocks import MockMonitor
 
 from config.settings import NAMESPACE
-from tests.components.cloud import Answers, Cloud
+from tests.components.cloud import ZONES, Answers, Cloud
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "the-admin-token"
@@ -24,6 +24,9 @@ BASE: dict[str, Any] = {
     "prometheusCidrs": ["10.20.0.0/24", "10.20.8.0/24"],
     "apiCidrs": ["10.30.0.0/24"],
 }
+
+FLEET: dict[str, Any] = {"subnetId": None, "subnetIds": list(ZONES)[:2]}
+"""What makes a fleet of the one machine."""
 
 Deploy = Callable[..., Cloud]
 

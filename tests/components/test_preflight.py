@@ -237,7 +237,7 @@ def test_without_region_or_credentials_one_line_says_what_to_do(
     )
 
 
-@pytest.mark.parametrize("question", sorted(set(ANSWERS) - {"getSecret"}))
+@pytest.mark.parametrize("question", sorted(set(ANSWERS) - {"getSecret", "getDefaultTags"}))
 def test_a_question_that_may_not_be_asked_is_one_line(deploy: Deploy, question: str) -> None:
     settings = {**BY_GROUP, "privateIp": "10.20.0.7", "httpsPrefixListIds": [LIST]}
     with pytest.raises(pulumi.RunError, match="AccessDenied: .* not authorized") as refused:

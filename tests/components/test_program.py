@@ -13,7 +13,7 @@ import yaml
 
 from sandbox.providers import schema
 from tests.components.cloud import Cloud, reveal
-from tests.components.conftest import TOKEN, Deploy, stack_file
+from tests.components.conftest import FLEET, TOKEN, Deploy, stack_file
 from tests.leaks import holds
 from tests.readme import settings_table
 
@@ -317,6 +317,7 @@ def test_what_the_sync_brings_leaves_the_machine_alone(deploy: Deploy) -> None:
 
 CHANGES: dict[str, dict[str, Any]] = {
     "subnetId": {"subnetId": "subnet-0123456789abcdef1"},
+    "subnetIds": FLEET,
     "prometheusCidrs": {"prometheusCidrs": ["10.99.0.0/24"]},
     "apiCidrs": {"apiCidrs": ["10.99.0.0/24"]},
     "apiSecurityGroupId": {"apiCidrs": None, "apiSecurityGroupId": "sg-0123456789abcdef0"},
@@ -514,6 +515,7 @@ def test_the_outputs(deploy: Deploy) -> None:
     assert cloud.outputs == {
         "proxyUrl": "https://10.20.0.10:9447",
         "privateIp": "10.20.0.10",
+        "proxyTargets": [{"address": "10.20.0.10:9447"}],
         "caCertificate": "CA",
         **{name: cloud.outputs[name] for name in texts},
         "userData": cloud.outputs["userData"],

@@ -44,6 +44,7 @@ REQUIRED = {
     "prometheusCidrs": ["10.20.0.0/16"],
     "apiCidrs": ["10.0.1.0/24"],
 }
+SUBNETS = ["subnet-0123456789abcdef0", "subnet-0123456789abcdef1"]
 GROUP = "sg-0123456789abcdef0"
 KMS_KEY = "arn:aws:kms:eu-central-1:123456789012:key/0000"
 SECRET = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:sba/token-a1b2c3"
@@ -132,6 +133,19 @@ def test_a_bad_setting_is_refused_in_one_line_with_key_and_value(
     line = refusal(**config)
     assert line.startswith(f"metrics-proxy:{key}: {json.dumps(config[key])} ")
     assert problem in line
+
+
+@pytest.mark.parametrize(
+    ("subnets", "line"),
+    [
+        (["subnet-1", SUBNETS[0]], '[0]: "subnet-1" is not a subnet id'),
+        (SUBNETS[:1], ": names only one; subnetId is for one machine"),
+        ([*SUBNETS, SUBNETS[0]], f": names {SUBNETS[0]} twice"),
+        ([], ": [] is empty; at least one is required"),
+    ],
+)
+def test_a_fleet_has_two_subnets_or_more(subnets: list[str], line: str) -> None:
+    assert refusal(subnetId=UNSET, subnetIds=subnets) == f"metrics-proxy:subnetIds{line}"
 
 
 @pytest.mark.parametrize(
@@ -224,9 +238,9 @@ def test_a_key_that_is_no_setting_is_refused_with_what_may_be_meant(
     assert refusal(**{key: "hush"}) == f'metrics-proxy:{key}: "(hidden)" is no setting{hint}'
 
 
-@pytest.mark.parametrize("key", ["subnetId", "prometheusCidrs"])
-def test_a_required_setting_is_asked_for(key: str) -> None:
-    assert refusal(**{key: UNSET}) == f"metrics-proxy:{key}: is required and missing"
+def test_a_required_setting_is_asked_for() -> None:
+    line = "metrics-proxy:prometheusCidrs: is required and missing"
+    assert refusal(prometheusCidrs=UNSET) == line
 
 
 @pytest.mark.parametrize("key", ["prometheusCidrs", "apiCidrs"])
@@ -287,6 +301,13 @@ def test_a_network_is_accepted_up_to_a_16_or_a_private_8(cidr: str) -> None:
             {"apiSecurityGroupId": GROUP},
             True,
             "apiCidrs and apiSecurityGroupId: both are set; keep one",
+        ),
+        ({"subnetId": UNSET}, True, "subnetId and subnetIds: neither is set; one is required"),
+        ({"subnetIds": SUBNETS}, True, "subnetId and subnetIds: both are set; keep one"),
+        (
+            {"subnetId": UNSET, "subnetIds": SUBNETS, "privateIp": "10.0.1.7"},
+            True,
+            "privateIp: is for one machine; a fleet has subnetIds",
         ),
     ],
 )
@@ -478,6 +499,7 @@ def test_no_endpoints_at_all_are_refused() -> None:
         ("/a/../b", "has an empty segment, '.' or '..'"),
         ("/a/./b", "has an empty segment, '.' or '..'"),
         ("/metrics/proxy", "is the proxy's own document"),
+        ("/healthz", "is for the load balancer's health checks"),
         *((f"/a{c}b", "carries a character") for c in "?#% \"';{$\\\n"),
     ],
 )
@@ -587,7 +609,7 @@ EXAMPLE: dict[str, Any] = {
         "certificateDays": {"warning": 30, "critical": 7},
     },
 }
-"""Every setting, but the two that others exclude."""
+"""Every setting, but those that others exclude."""
 
 
 def paths(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
@@ -637,7 +659,7 @@ WRONG: list[Any] = [
 
 def test_the_example_has_every_setting() -> None:
     assert problems(EXAMPLE) == []
-    excluded = {"stack", "adminTokenSecretArn", "apiSecurityGroupId"}
+    excluded = {"stack", "adminTokenSecretArn", "apiSecurityGroupId", "subnetIds"}
     assert {f.alias for f in Settings.model_fields.values()} - excluded == set(EXAMPLE)
     for model, section in (
         (Grafana, EXAMPLE["grafana"]),
@@ -820,14 +842,14 @@ def test_what_is_wrong_with_an_encrypted_value_does_not_show_it(config: dict[str
 
 def test_every_problem_has_a_line_of_its_own() -> None:
     with pytest.raises(SettingsError) as caught:
-        parse(has_token=False, prot=1, port=1, subnetId=UNSET, **endpoint(path="x"))
+        parse(has_token=False, prot=1, port=1, prometheusCidrs=UNSET, **endpoint(path="x"))
     keys = [line.split(" ")[0] for line in str(caught.value).splitlines()]
     assert sorted(keys) == [
         "metrics-proxy:adminToken",
         "metrics-proxy:endpoints[0].path:",
         "metrics-proxy:port:",
+        "metrics-proxy:prometheusCidrs:",
         "metrics-proxy:prot:",
-        "metrics-proxy:subnetId:",
     ]
 
 
@@ -1104,6 +1126,10 @@ def test_the_readme_has_every_setting_with_its_default() -> None:
     }
     del expected["stack"]
     expected |= {"endpoints": "the two above", "grafana.alertDatasourceUid": "that of the panels"}
-    for one, other in (("apiCidrs", "apiSecurityGroupId"), ("adminToken", "adminTokenSecretArn")):
+    for one, other in (
+        ("apiCidrs", "apiSecurityGroupId"),
+        ("adminToken", "adminTokenSecretArn"),
+        ("subnetId", "subnetIds"),
+    ):
         expected |= {one: f"or {other}", other: f"or {one}"}
     assert rows == expected

@@ -46,7 +46,7 @@ def test_one_job_for_all_endpoints_and_one_for_the_proxy(settings: MakeSettings)
         port=9999,
         endpoints=[endpoint("api", "/metrics"), endpoint("x", "/a/b"), endpoint("y", "/c")],
     )
-    assert yaml.safe_load(scrape_config(chosen, "10.0.1.5", CA)) == {
+    assert yaml.safe_load(scrape_config(chosen, "10.0.1.5", {}, CA)) == {
         "scrape_configs": [
             {
                 "job_name": "some-job",
@@ -74,7 +74,7 @@ def test_one_job_for_all_endpoints_and_one_for_the_proxy(settings: MakeSettings)
 
 
 def test_comment_on_top_says_what_to_do(settings: MakeSettings) -> None:
-    text = scrape_config(settings(), "10.0.1.5", CA)
+    text = scrape_config(settings(), "10.0.1.5", {}, CA)
     comment = text[: text.index("scrape_configs:\n")].splitlines()
     assert all(line.startswith("# ") and len(line) <= 100 for line in comment)
     for needed in ("scrape_config_files: [metrics-proxy-dev.yml]", "promtool check config"):
@@ -83,7 +83,7 @@ def test_comment_on_top_says_what_to_do(settings: MakeSettings) -> None:
 
 @pytest.mark.parametrize("job", ["sba-api", "1e3", "on", "0x1F", "2020-01-01", "a:b", "-"])
 def test_odd_job_names_stay_text(settings: MakeSettings, job: str) -> None:
-    jobs = yaml.safe_load(scrape_config(settings(job=job), "10.0.1.5", CA))["scrape_configs"]
+    jobs = yaml.safe_load(scrape_config(settings(job=job), "10.0.1.5", {}, CA))["scrape_configs"]
     assert jobs[0]["job_name"] == job
 
 
@@ -126,7 +126,7 @@ def check(promtool: str, config: Path) -> str:
 def test_promtool_accepts_the_scrape_file_and_reads_it(
     settings: MakeSettings, promtool: str, certificate: Path, tmp_path: Path
 ) -> None:
-    text = scrape_config(settings(), "10.0.1.5", authority(certificate))
+    text = scrape_config(settings(), "10.0.1.5", {}, authority(certificate))
     config = write_config(tmp_path, text)
     assert not check(promtool, config)
     config.write_text(config.read_text() + "scrape_configs: [{job_name: sba-api}]\n")
@@ -146,7 +146,7 @@ def test_stacks_with_a_job_each_share_a_prometheus(
     refused: str,
 ) -> None:
     ca = authority(certificate)
-    texts = [scrape_config(settings(job=job), "10.0.1.5", ca) for job in jobs]
+    texts = [scrape_config(settings(job=job), "10.0.1.5", {}, ca) for job in jobs]
     problem = check(promtool, write_config(tmp_path, *texts))
     assert refused in problem if refused else not problem
 
@@ -155,8 +155,8 @@ def test_the_bare_list_is_the_same_jobs(
     settings: MakeSettings, promtool: str, certificate: Path, tmp_path: Path
 ) -> None:
     ca = authority(certificate)
-    jobs = yaml.safe_load(scrape_config_list(settings(), "10.0.1.5", ca))
-    assert {"scrape_configs": jobs} == yaml.safe_load(scrape_config(settings(), "10.0.1.5", ca))
+    jobs = yaml.safe_load(scrape_config_list(settings(), "10.0.1.5", {}, ca))
+    assert {"scrape_configs": jobs} == yaml.safe_load(scrape_config(settings(), "10.0.1.5", {}, ca))
     # so does the operator with its `additionalScrapeConfigs`: it appends them
     (tmp_path / "prometheus.yml").write_text(yaml.safe_dump({"scrape_configs": jobs}))
     assert not check(promtool, tmp_path / "prometheus.yml")
@@ -164,9 +164,9 @@ def test_the_bare_list_is_the_same_jobs(
 
 def test_the_operators_objects_are_the_same_jobs(settings: MakeSettings) -> None:
     chosen = settings(serverName="proxy.test", fallbackScrapeProtocol="PrometheusText0.0.4")
-    config_map, *scrapes = yaml.safe_load_all(scrape_config_objects(chosen, "10.0.1.5", CA))
+    config_map, *scrapes = yaml.safe_load_all(scrape_config_objects(chosen, "10.0.1.5", {}, CA))
     schema = json.loads(OPERATOR.read_text())
-    jobs = yaml.safe_load(scrape_config_list(chosen, "10.0.1.5", CA))
+    jobs = yaml.safe_load(scrape_config_list(chosen, "10.0.1.5", {}, CA))
     for found, job in zip(scrapes, jobs, strict=True):
         jsonschema.validate(found, schema)
         spec = found["spec"]
@@ -189,7 +189,7 @@ def test_the_operators_objects_are_the_same_jobs(settings: MakeSettings) -> None
 def test_the_operators_schema_sees_a_wrong_object(
     settings: MakeSettings, key: str, value: object
 ) -> None:
-    _, found, _ = yaml.safe_load_all(scrape_config_objects(settings(), "10.0.1.5", CA))
+    _, found, _ = yaml.safe_load_all(scrape_config_objects(settings(), "10.0.1.5", {}, CA))
     found["spec"][key] = value
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(found, json.loads(OPERATOR.read_text()))
@@ -200,7 +200,7 @@ def test_the_operators_objects_have_names_that_kubernetes_takes(
     settings: MakeSettings, stack: str
 ) -> None:
     chosen = settings().model_copy(update={"stack": stack})
-    for found in yaml.safe_load_all(scrape_config_objects(chosen, "10.0.1.5", CA)):
+    for found in yaml.safe_load_all(scrape_config_objects(chosen, "10.0.1.5", {}, CA)):
         assert re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", found["metadata"]["name"])
 
 
@@ -262,7 +262,7 @@ def test_an_api_without_a_content_type_is_read_with_a_fallback_only(
             endpoints=[endpoint("untyped", "/untyped")],
             **({"fallbackScrapeProtocol": fallback} if fallback else {}),
         )
-        text = scrape_config(chosen, "127.0.0.1", authority(certificate))
+        text = scrape_config(chosen, "127.0.0.1", {}, authority(certificate))
         jobs = yaml.safe_load(text)["scrape_configs"]
         assert [job.get("fallback_scrape_protocol") for job in jobs] == [fallback, None]
         config = write_config(tmp_path, text)
@@ -294,7 +294,9 @@ def test_prometheus_has_one_steady_series_per_endpoint(
                 endpoint("moved", "/moved"),
             ],
         )
-        config = write_config(tmp_path, scrape_config(chosen, "127.0.0.1", authority(certificate)))
+        config = write_config(
+            tmp_path, scrape_config(chosen, "127.0.0.1", {}, authority(certificate))
+        )
         with prometheus(config) as url:
             deadline = time.monotonic() + 30
             while True:

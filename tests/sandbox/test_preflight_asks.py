@@ -125,7 +125,7 @@ def test_the_newest_release_is_taken_and_an_account_may_hide_them_all(
 ) -> None:
     """Dailies and developers' builds are newer; allowed AMIs leave out of an answer what is not."""
     assert refusal() == ""  # ... and logs in
-    assert newest_debian(["arm64"]) == "ami-0bbbbbbbbbbbbbbb1"
+    assert newest_debian(["arm64"]).id == "ami-0bbbbbbbbbbbbbbb1"
     monkeypatch.setattr(preflight, "DEBIAN", aws.ACCOUNT)  # an account that has others only
     assert refusal().startswith(
         'metrics-proxy:amiId: "the newest image of Debian 13" is not found '
