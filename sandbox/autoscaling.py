@@ -100,9 +100,14 @@ class AutoScaling:
                 if now >= one.leaves or one.instance.state != "running":
                     self._end(group, one)
             elif fault := self._fault(group, one, now):
-                if refresh and one.instance_id in refresh.new and not refresh.reason:
+                new = refresh is not None and one.instance_id in refresh.new
+                if refresh and new and not refresh.reason:
                     refresh.reason = f"{one.instance_id}: {self._why(one)}"
-                self._leave(group, one, fault, gone=one.instance.state != "running")
+                gone = one.instance.state != "running"
+                if gone or new or not group.starts_first or self._replaced(group):
+                    self._leave(group, one, fault, gone=gone)
+                else:
+                    one.health_status = "Unhealthy"
         if refresh and refresh.status == "RollbackInProgress":
             self._roll_back(group, refresh)
         elif refresh:
@@ -118,7 +123,13 @@ class AutoScaling:
         young = now - one.since < group.health_check_grace_period
         if group.health_check_type == "ELB" and not young and self._state(one) == "unhealthy":
             return UNHEALTHY
+        one.health_status = "Healthy"
         return None
+
+    def _replaced(self, group: Any) -> bool:
+        """Whether enough others are well, where the group wants them first."""
+        well = [one for one in live(group) if self._state(one) == "healthy"]
+        return len(well) >= int(group.desired_capacity)
 
     def _state(self, one: Any) -> str:
         return health(self._folder, one.instance_id)["State"]
@@ -234,6 +245,10 @@ class AutoScaling:
     def _fit(self, group: Any) -> None:
         """As many as wanted. Who has too many ends the ones that are not well, then the oldest."""
         there, wanted = live(group), int(group.desired_capacity or 0)
+        # a machine that is to be replaced is one more, as long as it is there
+        wanted += min(
+            sum(one.health_status == "Unhealthy" for one in there), int(group.max_size) - wanted
+        )
         rank = sorted(there, key=lambda one: (self._state(one) == "healthy", one.since))
         for one in rank[: max(0, len(there) - wanted)]:
             self._leave(
@@ -499,7 +514,7 @@ def mend(auto_scaling: Callable[[], AutoScaling], folder: Path) -> Iterator[tupl
 
     def init(self: Any, *arguments: Any, **options: Any) -> None:
         self.activities, self.refreshes, self.failed_at = [], [], 0.0
-        self.default_instance_warmup = None
+        self.default_instance_warmup, self.starts_first = None, False
         begin(self, *arguments, **options)
         # AWS' default is moto's for 0, too
         self.health_check_grace_period = options["health_check_period"]
@@ -517,7 +532,7 @@ def mend(auto_scaling: Callable[[], AutoScaling], folder: Path) -> Iterator[tupl
     response_create = AutoScalingResponse.create_auto_scaling_group
     response_update = AutoScalingResponse.update_auto_scaling_group
 
-    def keep_warmup(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def keep_more(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """moto forgets it."""
 
         def respond(self: Any) -> Any:
@@ -527,6 +542,8 @@ def mend(auto_scaling: Callable[[], AutoScaling], folder: Path) -> Iterator[tupl
             ]
             if (warmup := self._get_int_param("DefaultInstanceWarmup")) is not None:
                 group.default_instance_warmup = None if warmup == -1 else warmup
+            if policy := self._get_param("InstanceMaintenancePolicy"):
+                group.starts_first = int(policy["MaxHealthyPercentage"]) > 100
             return answer
 
         return respond
@@ -652,8 +669,8 @@ def mend(auto_scaling: Callable[[], AutoScaling], folder: Path) -> Iterator[tupl
     yield AutoScalingBackend, "update_attached_elbs", lambda *_: None
     yield InstanceState, "launch_template", template
     for name, method in {
-        "create_auto_scaling_group": keep_warmup(response_create),
-        "update_auto_scaling_group": keep_warmup(response_update),
+        "create_auto_scaling_group": keep_more(response_create),
+        "update_auto_scaling_group": keep_more(response_update),
         "describe_scaling_activities": describe_activities,
         "start_instance_refresh": start_refresh,
         "cancel_instance_refresh": cancel_refresh,

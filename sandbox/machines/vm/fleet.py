@@ -65,6 +65,11 @@ class Fleet(Booted):
 
     what: ClassVar[str] = "Debian 13 in systemd-nspawn, behind a stand-in for the balancer"
 
+    @property
+    def root(self) -> Path:
+        """The machines' folders; their own files are a guest's."""
+        return self.folder
+
     def guest(self, instance: str) -> Guest:
         """One of the machines, there or not."""
         return guest(self.folder, self.network, instance)

@@ -20,7 +20,8 @@ class Group(AwsKind):
     missing = "ValidationError"
     replaces = frozenset({"name"})
     updates = frozenset(
-        {"defaultInstanceWarmup", "desiredCapacity", "forceDelete", "healthCheckGracePeriod"}
+        {"availabilityZoneDistribution", "defaultInstanceWarmup", "desiredCapacity"}
+        | {"forceDelete", "healthCheckGracePeriod", "instanceMaintenancePolicy", "minElbCapacity"}
         | {"healthCheckType", "instanceRefresh", "launchTemplate", "maxSize", "minSize", "tags"}
         | {"targetGroupArns", "vpcZoneIdentifiers", "waitForCapacityTimeout"}
         | {"waitForElbCapacity"}
@@ -61,6 +62,16 @@ class Group(AwsKind):
         timeout = inputs["waitForCapacityTimeout"]
         if timeout != UNKNOWN and (not timeout.endswith(("s", "m", "h")) and timeout != "0"):
             yield "waitForCapacityTimeout", f"{timeout!r} is no duration"
+        spread = inputs.get("availabilityZoneDistribution", {})
+        strategy = spread.get("capacityDistributionStrategy", "balanced-only")
+        if strategy not in ("balanced-best-effort", "balanced-only", UNKNOWN):
+            yield (
+                "availabilityZoneDistribution.capacityDistributionStrategy",
+                f"must be balanced-best-effort or balanced-only, not {strategy!r}",
+            )
+        policy = inputs.get("instanceMaintenancePolicy")
+        if policy is not None:
+            yield from self._check_percentages("instanceMaintenancePolicy", policy)
         refresh = inputs.get("instanceRefresh")
         if refresh is not None:
             yield from self._check_refresh(refresh, template or {})
@@ -76,7 +87,17 @@ class Group(AwsKind):
         path += ".preferences"
         for key in sorted(preferences.keys() - PREFERENCES):
             yield f"{path}.{key}", "is not modelled by the sandbox"
-        low, high = (preferences.get(f"{k}HealthyPercentage") for k in ("min", "max"))
+        yield from Group._check_percentages(path, preferences)
+        version = template.get("version", "$Default")
+        if preferences.get("autoRollback") and str(version).startswith("$"):
+            yield f"{path}.autoRollback", f"needs a numbered version of the template, not {version}"
+        warmup = preferences.get("instanceWarmup", "0")
+        if warmup != UNKNOWN and not warmup.isdigit():
+            yield f"{path}.instanceWarmup", f"{warmup!r} is no number of seconds"
+
+    @staticmethod
+    def _check_percentages(path: str, given: Values) -> Problems:
+        low, high = (given.get(f"{k}HealthyPercentage") for k in ("min", "max"))
         for key, value, allowed in (("min", low, (0, 100)), ("max", high, (100, 200))):
             if value is not None and known(value) and not allowed[0] <= value <= allowed[1]:
                 limits = " to ".join(map(str, allowed))
@@ -85,12 +106,6 @@ class Group(AwsKind):
             yield f"{path}.minHealthyPercentage", "is required beside maxHealthyPercentage"
         elif None not in (low, high) and known([low, high]) and high - low > 100:
             yield f"{path}.maxHealthyPercentage", "may be at most 100 above minHealthyPercentage"
-        version = template.get("version", "$Default")
-        if preferences.get("autoRollback") and str(version).startswith("$"):
-            yield f"{path}.autoRollback", f"needs a numbered version of the template, not {version}"
-        warmup = preferences.get("instanceWarmup", "0")
-        if warmup != UNKNOWN and not warmup.isdigit():
-            yield f"{path}.instanceWarmup", f"{warmup!r} is no number of seconds"
 
     @staticmethod
     def _template(inputs: Values) -> Values:
@@ -109,7 +124,11 @@ class Group(AwsKind):
         ]
 
     def _settings(self, inputs: Values) -> Values:
+        policy = inputs.get("instanceMaintenancePolicy")
+        spread = inputs.get("availabilityZoneDistribution")
         return given(
+            AvailabilityZoneDistribution=spread and pascal(spread),
+            InstanceMaintenancePolicy=policy and pascal(policy),
             MinSize=inputs["minSize"],
             MaxSize=inputs["maxSize"],
             DesiredCapacity=inputs.get("desiredCapacity"),
@@ -134,6 +153,7 @@ class Group(AwsKind):
     def _wait_for_capacity(self, name: str, inputs: Values) -> None:
         """As the provider does, and with AWS' words if no machine comes."""
         wanted = inputs.get("desiredCapacity", inputs["minSize"])
+        wanted_elb = inputs.get("waitForElbCapacity", inputs.get("minElbCapacity", 0))
         units = {"s": 1, "m": 60, "h": 3_600}
         timeout = inputs["waitForCapacityTimeout"]
         seconds = 0 if timeout == "0" else int(timeout[:-1]) * units[timeout[-1]]
@@ -142,7 +162,7 @@ class Group(AwsKind):
             found = self._found(name)
             there = [one for one in found["Instances"] if one["LifecycleState"] == "InService"]
             healthy = sum(self._healthy(arn, there) for arn in found["TargetGroupARNs"])
-            if len(there) >= wanted and healthy >= inputs.get("waitForElbCapacity", 0):
+            if len(there) >= wanted and healthy >= wanted_elb:
                 return
             answer = self.scaling.describe_scaling_activities(AutoScalingGroupName=name)
             failed = [one for one in answer["Activities"] if one["StatusCode"] == "Failed"]
