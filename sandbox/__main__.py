@@ -170,8 +170,9 @@ def _table(sandbox: Sandbox) -> int:
         for it in contract["machines"]
         if "zone" in it
     ]
+    width = max(16, *(len(name) + 2 for name, _, _ in rows))
     for name, state, where in rows:
-        print(f"{name:<16}{state:<{14 + len(state) - len(_plain(state))}}{where}".rstrip())
+        print(f"{name:<{width}}{state:<{14 + len(state) - len(_plain(state))}}{where}".rstrip())
     print("\nLook, with the CA and without a token:")
     port, name = proxy["port"], proxy["server_name"]
     for endpoint in contract["endpoints"]:

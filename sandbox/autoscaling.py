@@ -71,10 +71,11 @@ def health(folder: Path, instance: str) -> dict[str, str]:
 class AutoScaling:
     """Brings every group as many machines as it wants."""
 
-    def __init__(self, clients: Callable[[str], Any], folder: Path) -> None:
+    def __init__(self, clients: Callable[[str], Any], folder: Path, pace: float = PACE) -> None:
         self._ec2 = clients("ec2")
         self._iam = clients("iam")
         self._folder = folder
+        self._pace = pace
         self._lock = threading.RLock()
 
     def run(self) -> None:
@@ -222,7 +223,7 @@ class AutoScaling:
         for target_group in self._target_groups(group):
             target_group.targets.pop(one.instance_id, None)
             delays.append(int(target_group.attributes["deregistration_delay.timeout_seconds"]))
-        one.leaves = time.monotonic() + (0 if gone else max(delays) / PACE)
+        one.leaves = time.monotonic() + (0 if gone else max(delays) / self._pace)
         one.activity = act(
             group,
             f"Terminating EC2 instance: {one.instance_id}",
@@ -272,7 +273,7 @@ class AutoScaling:
         ready = [
             one
             for one in new
-            if self._state(one) == "healthy" and now - one.since >= refresh.warmup / PACE
+            if self._state(one) == "healthy" and now - one.since >= refresh.warmup / self._pace
         ]
         # one of the old for each of the new, in its zone if there is one
         for one in old[: max(0, len(ready) + len(old) - desired)]:

@@ -116,15 +116,17 @@ def start(
     port: int = 0,
     prefix: Iterable[str] = (),
     organisation: bool = False,
+    pace: float = autoscaling.PACE,
 ) -> tuple["subprocess.Popen[bytes]", Account]:
     """Start the embedded AWS and wait for it; `prefix` is put before the command (a namespace).
 
-    `organisation`: with the policies of `sandbox/organisation.py`.
+    `organisation`: with the policies of `sandbox/organisation.py`. `pace`: how many seconds of Auto
+    Scaling's warm-up and draining pass in one.
     """
     ready = folder / "aws.json"
     ready.unlink(missing_ok=True)
     options = {"host": host, "port": str(port), "region": region, "ready": str(ready)}
-    options |= {"vpc": vpc_cidr, "subnet": subnet_cidr}
+    options |= {"vpc": vpc_cidr, "subnet": subnet_cidr, "pace": str(pace)}
     command = [*prefix, sys.executable, "-m", "sandbox.aws"]
     command += [part for name, value in options.items() for part in (f"--{name}", value)]
     command += ["--organisation"] if organisation else []
@@ -391,6 +393,7 @@ def main() -> None:
     parser.add_argument(
         "--organisation", action="store_true", help="refuse what an organisation's policies do"
     )
+    parser.add_argument("--pace", type=float, default=autoscaling.PACE)
     arguments = parser.parse_args()
 
     started: list[autoscaling.AutoScaling] = []
@@ -428,7 +431,7 @@ def main() -> None:
     url = f"http://{arguments.host}:{server.server_port}"
     account = _seed(url, arguments.region, arguments.vpc, arguments.subnet)
     settings.INITIAL_NO_AUTH_ACTION_COUNT = 0  # from here on every request is checked
-    started.append(autoscaling.AutoScaling(account.client, arguments.ready.parent))
+    started.append(autoscaling.AutoScaling(account.client, arguments.ready.parent, arguments.pace))
     threading.Thread(target=started[0].run, daemon=True).start()
     part = arguments.ready.with_suffix(".part")
     part.touch(mode=0o600)
