@@ -286,16 +286,28 @@ def _check_address(settings: Settings, address: str, subnet: aws.ec2.GetSubnetRe
 
 def _check_kept(settings: Settings) -> None:
     """Say what another address costs. Pulumi protects what was protected before this run: without
-    the refusal it would replace the interface."""
+    the refusal it would replace the interface or the load balancer."""
     kept = [aws.ec2.get_network_interface(id=one) for one in _own(settings)]
-    if not kept or any(
-        one.subnet_id == settings.subnet_id and settings.private_ip in (None, one.private_ip)
-        for one in kept
-    ):
+    # a fleet's have a machine's tags, and are where its load balancer is
+    made = [one for one in kept if settings.machine_tags.items() <= one.tags.items()]
+    fleet = {one.subnet_id for one in made}
+    single = [one for one in kept if one not in made]
+    if settings.subnet_ids:
+        stays = bool(fleet) and fleet <= set(settings.subnet_ids)
+    else:
+        stays = any(
+            one.subnet_id == settings.subnet_id and settings.private_ip in (None, one.private_ip)
+            for one in single
+        )
+    if stays or not kept:
         return
-    old = f"the interface with {kept[0].private_ip} in {kept[0].subnet_id}"
+    if fleet:
+        old, keys = f"the load balancer in {' and '.join(sorted(fleet))}", "subnetIds"
+    else:
+        old = f"the interface with {single[0].private_ip} in {single[0].subnet_id}"
+        keys = "subnetId and privateIp"
     if settings.protect:
-        raise ValueError(f"keeps {old}: set subnetId and privateIp back, or protect to false")
+        raise ValueError(f"keeps {old}: set {keys} back, or protect to false")
     pulumi.log.warn(
         f"{old} is replaced: every scrape fails until Prometheus has the new scrapeConfig"
     )

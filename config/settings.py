@@ -604,6 +604,11 @@ class Settings(_Model):
         return f"{self.job.removesuffix('-api')}-proxy"
 
     @property
+    def machine_label(self) -> str:
+        """The label of `proxy_job` that tells machines apart."""
+        return "zone" if self.subnet_ids else "instance"
+
+    @property
     def sync_late(self) -> int:
         """Seconds since the last sync from which none runs: three of its intervals, and the time
         until Prometheus has scraped and evaluated the last one."""

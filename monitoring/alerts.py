@@ -100,6 +100,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         return f"{status} == 0 or {status} >= 500", f"{status} == 401 or {status} == 403"
 
     proxy_up = selector("up", job=settings.proxy_job)
+    fleet = settings.subnet_ids is not None
     status = selector("metrics_proxy_upstream_http_status", job=settings.proxy_job)
     no_answer, rejected = answers(proxy("upstream_http_status"))
     in_use = proxy("secret_info", 'secret="token"', over=f"present_over_time {LOOKBACK}")
@@ -178,17 +179,30 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         name="SbaProxyDown",
         severity="critical",
         hold=when.proxy_down,
-        expr=_lines(f"1 - {proxy_up} > 0", f"or absent({proxy_up})"),
+        expr=_lines(
+            f"1 - {f'max({proxy_up})' if fleet else proxy_up} > 0", f"or absent({proxy_up})"
+        ),
         summary="The metrics proxy does not answer",
         description="Prometheus cannot scrape the proxy's own metrics: the machine, its server, "
         "the security group, or the certificate and Prometheus' CA.",
         panel=p.SCRAPES,
     )
+    if fleet:
+        yield Alert(
+            name="SbaMachineDown",
+            severity="warning",
+            hold=when.proxy_down,
+            expr=_lines(f"1 - {proxy_up} > 0", f"and on () max({proxy_up}) == 1"),
+            summary="The proxy's machine in {{ $labels.zone }} does not answer",
+            description="The others do, so no scrape fails for it. Auto Scaling replaces a machine "
+            "that does not serve: if this goes on, it cannot.",
+            panel=p.SCRAPES,
+        )
     yield Alert(
         name="SbaUpstreamDown",
         severity="critical",
         hold="5m",
-        expr=f"count by (instance, endpoint) ({no_answer})",
+        expr=f"count by ({settings.machine_label}, endpoint) ({no_answer})",
         summary="The API does not answer the proxy on {{ $labels.endpoint }}",
         description="The proxy works; {{ $labels.endpoint }} refuses connections, takes too long, "
         "or answers with a 5xx.",
@@ -198,7 +212,7 @@ def alerts(settings: Settings) -> Iterator[Alert]:
         name="SbaTokenRejected",
         severity="critical",
         hold="5m",
-        expr=_lines(f"({rejected})", f"and on (instance) {in_use}"),
+        expr=_lines(f"({rejected})", f"and on ({settings.machine_label}) {in_use}"),
         summary="The API rejects the admin token on {{ $labels.endpoint }}",
         description="{{ $labels.endpoint }} answers {{ $value }} to the token in use: it was "
         "revoked, has expired, or is not an admin's.",

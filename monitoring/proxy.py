@@ -28,6 +28,10 @@ def section(settings: Settings, y: int) -> list[Json]:
     def said(metric: str) -> str:
         return selector(f"metrics_proxy_{metric}", job=settings.proxy_job)
 
+    label = settings.machine_label
+    machine = f"{{{{{label}}}}}"
+    # a fleet's endpoints are asked of its load balancer
+    asked = "" if settings.subnet_ids else " {{instance}}"
     interval, days = settings.sync_interval, settings.alerts.certificate_days
     end = said("certificate_not_after_timestamp_seconds")
     age = f"(time() - {said('secret_last_success_timestamp_seconds')})"
@@ -41,7 +45,7 @@ def section(settings: Settings, y: int) -> list[Json]:
                 f"Since the last sync, which runs every {interval} s. Yellow: it is late. "
                 "Red: it does not run, and no new token reaches the proxy.",
                 at=(0, y + 1, 6, 4),
-                queries={f"time() - {said('sync_timestamp_seconds')}": "{{instance}}"},
+                queries={f"time() - {said('sync_timestamp_seconds')}": machine},
                 unit="s",
                 decimals=0,
                 color=p.BY_LEVEL,
@@ -58,7 +62,7 @@ def section(settings: Settings, y: int) -> list[Json]:
                 "Whether all that Secrets Manager holds is in use. Sync Failures says why not; "
                 "the last good token, certificate and configuration stay in use.",
                 at=(6, y + 1, 6, 4),
-                queries={said("secret_sync_ok"): "{{instance}}"},
+                queries={said("secret_sync_ok"): machine},
                 unit="none",
                 color=p.PLAIN,
                 mappings=_SYNC,
@@ -72,7 +76,7 @@ def section(settings: Settings, y: int) -> list[Json]:
                 "Days until the proxy's certificate ends. Any pulumi up of its last 90 days "
                 "renews it.",
                 at=(12, y + 1, 6, 4),
-                queries={f"floor(({end} - time()) / 86400)": "{{instance}}"},
+                queries={f"floor(({end} - time()) / 86400)": machine},
                 unit="suffix: days",
                 decimals=0,
                 color=p.BY_LEVEL,
@@ -86,7 +90,7 @@ def section(settings: Settings, y: int) -> list[Json]:
                 "stat",
                 "Whether a security update waits for a reboot of the machine.",
                 at=(18, y + 1, 6, 4),
-                queries={said("reboot_required"): "{{instance}}"},
+                queries={said("reboot_required"): machine},
                 unit="none",
                 color=p.PLAIN,
                 mappings=_REBOOT,
@@ -102,9 +106,9 @@ def section(settings: Settings, y: int) -> list[Json]:
                 "for the target.",
                 at=(0, y + 5, 8, 8),
                 queries={
-                    selector("up", job=settings.job): "scrape {{endpoint}} {{instance}}",
-                    selector("up", job=settings.proxy_job): "scrape proxy {{instance}}",
-                    said("upstream_up"): "upstream {{endpoint}} {{instance}}",
+                    selector("up", job=settings.job): f"scrape {{{{endpoint}}}}{asked}",
+                    selector("up", job=settings.proxy_job): f"scrape proxy {machine}",
+                    said("upstream_up"): f"upstream {{{{endpoint}}}} {machine}",
                 },
                 unit="none",
                 color=p.PLAIN,
@@ -120,7 +124,7 @@ def section(settings: Settings, y: int) -> list[Json]:
                 "What the API answers to the token in use. 401 and 403: the token was revoked or "
                 "is not an admin's.",
                 at=(8, y + 5, 8, 8),
-                queries={said("upstream_http_status"): "{{endpoint}} {{instance}}"},
+                queries={said("upstream_http_status"): f"{{{{endpoint}}}} {machine}"},
                 unit="none",
                 color=p.PLAIN,
                 mappings=_STATUS,
@@ -134,7 +138,7 @@ def section(settings: Settings, y: int) -> list[Json]:
                 "timeseries",
                 "Seconds until the API's headers are there, asked by the proxy's sync.",
                 at=(16, y + 5, 8, 8),
-                queries={said("upstream_duration_seconds"): "{{endpoint}} {{instance}}"},
+                queries={said("upstream_duration_seconds"): f"{{{{endpoint}}}} {machine}"},
                 unit="s",
                 color=p.BY_SERIES,
             )
@@ -147,7 +151,7 @@ def section(settings: Settings, y: int) -> list[Json]:
                 "High while the sync fails for a reason; what failed is on top of the list. The "
                 "machine's console (aws ec2 get-console-output) says it in words.",
                 at=(0, y + 13, 8, 8),
-                queries={said("sync_failed"): "{{reason}} {{instance}}"},
+                queries={said("sync_failed"): f"{{{{reason}}}} {machine}"},
                 unit="none",
                 decimals=0,
                 color=p.BY_SERIES,
@@ -167,15 +171,15 @@ def section(settings: Settings, y: int) -> list[Json]:
                 "found the secret in use.",
                 at=(8, y + 13, 9, 8),
                 queries={
-                    "sum by (instance, secret, version) "
-                    f"({age} * on (instance, secret) group_right {said('secret_info')})": (
-                        "{{instance}} {{secret}} {{version}}"
+                    f"sum by ({label}, secret, version) "
+                    f"({age} * on ({label}, secret) group_right {said('secret_info')})": (
+                        f"{machine} {{{{secret}}}} {{{{version}}}}"
                     )
                 },
                 overrides=[p.override("byName", "Last Seen", unit="s", decimals=0)],
             ),
             {
-                "instance": "Machine",
+                label: "Machine",
                 "secret": "Secret",
                 "version": "Version",
                 "Value": "Last Seen",
@@ -189,11 +193,11 @@ def section(settings: Settings, y: int) -> list[Json]:
                 "SHA-256 of the proxy configuration in use, the stack's output proxyConfiguration.",
                 at=(17, y + 13, 7, 8),
                 queries={
-                    f"count by (instance, sha256) ({said('configuration_info')})": (
-                        "{{instance}} {{sha256}}"
+                    f"count by ({label}, sha256) ({said('configuration_info')})": (
+                        f"{machine} {{{{sha256}}}}"
                     )
                 },
             ),
-            {"instance": "Machine", "sha256": "Configuration"},
+            {label: "Machine", "sha256": "Configuration"},
         ),
     ]

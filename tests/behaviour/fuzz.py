@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
+from config.settings import HEALTH_PATH
 from tests.behaviour.corpus import MARK, Request, corpus
 from tests.behaviour.proxies import Proxy, unlimited
 from tests.behaviour.upstream import CANARY, DOCUMENT, Received
-from tests.behaviour.wire import SERVER_NAME, exchange
+from tests.behaviour.wire import BALANCER, CLIENT, SERVER_NAME, exchange
 from tests.leaks import holds
 
 THREADS: Final = 16
@@ -39,6 +40,8 @@ class Result:
     """Of the scrapes in between: answer → how many."""
     reached: list[Received] = field(default_factory=list)
     """Generated requests that reached the API, whole or in part."""
+    healthy: Counter[str] = field(default_factory=Counter)
+    """Who was told that the machine is healthy: source → how often."""
     leaks: list[Request] = field(default_factory=list)
     """Requests in whose answer the token was."""
     said: bytes = b""
@@ -61,9 +64,13 @@ def run(kind: str) -> Result:
     def send(item: tuple[int, Request]) -> None:
         number, request = item
         raw = request.raw.replace(MARK, f"{MARK}{number}").encode("latin-1")
-        answer = exchange(proxy.port, raw + LAST, server_name=request.server_name, patience=2)
-        if holds(answer.data, CANARY):
-            result.leaks.append(request)
+        # what the load balancer's address asks reaches the API no more than what it answers
+        for source in (CLIENT, *([BALANCER] if HEALTH_PATH in request.raw else [])):
+            name = request.server_name
+            answer = exchange(proxy.port, raw + LAST, source=source, server_name=name, patience=2)
+            if holds(answer.data, CANARY):
+                result.leaks.append(request)
+            result.healthy[source] += b"HTTP/1.1 204 " in answer.data
         if number % EVERY == 0:
             scrape = exchange(proxy.port, SCRAPES[number // EVERY % 2].encode(), patience=10)
             whole = [response.body for response in scrape.responses] == [DOCUMENT]

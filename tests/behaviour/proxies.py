@@ -25,7 +25,7 @@ from sandbox.machines.vm import image
 from sandbox.machines.vm.machine import obstacle
 from sandbox.processes import free_port, wait
 from tests.behaviour.upstream import CANARY, Api
-from tests.behaviour.wire import CLIENT, SERVER, SERVER_NAME, exchange
+from tests.behaviour.wire import BALANCER, CLIENT, SERVER, SERVER_NAME, exchange
 from tests.certificates import self_signed
 
 OURS: Final = ("nginx", "apache")
@@ -35,7 +35,7 @@ DEBIAN_13: Final = (
 """The servers that the declared machine has, run in the tree that it boots from."""
 
 RENDERED: Final = (*OURS, *DEBIAN_13)
-"""Those with the configuration of a machine."""
+"""Those with the configuration of a fleet's machine: one machine's has no `/healthz`."""
 
 BY_HAND: Final = ("nginx by hand", "apache by hand")
 REQUIRED: Final = ("required nginx", "required apache")
@@ -195,7 +195,7 @@ class Proxy:
         (state / "current").symlink_to("gen-1")
         (state / "proxy.prom").write_bytes(OWN_DOCUMENT)
         self.limits = proxy.limits(len(endpoints))
-        text = proxy.render(settings)
+        text = proxy.render(settings, [f"{BALANCER}/32"])
         if self.server == "nginx":
             text = put_in(text, {"resolver 127.0.0.53 ": f"resolver {SERVER}:{ports['names']} "})
         files = {f"ca-{name}.pem": ca for name, ca in cas.items() if ca}

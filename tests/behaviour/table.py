@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from tests.behaviour.cases import Case, Send
 from tests.behaviour.proxies import PROMISED, RENDERED
-from tests.behaviour.wire import SERVER, SERVER_NAME, context
+from tests.behaviour.wire import BALANCER, SERVER, SERVER_NAME, context
 
 PARSER: Final = "one refuses it while parsing, the other by a rule"
 LINE_FEED: Final = "nginx takes LF for a line end, Apache does not"
@@ -330,6 +330,7 @@ REFUSED_HEADERS: Final = rows(
     },
 )
 
+NO_TOKEN: Final = {"token": None}
 
 CONNECTIONS: Final = [
     Case("Connections", name, request(path), answer, connect=connect, by_hand=by_hand)
@@ -346,6 +347,72 @@ CONNECTIONS: Final = [
         ("no server name", "/metrics", "200", "", {"server_name": None}),
         ("another server name than Host", "/metrics", "200", "", {"server_name": "b.example"}),
     )
+]
+
+FROM_BALANCER: Final[dict[str, Any]] = {
+    "connect": {"source": BALANCER},
+    "reaches": 0,
+    "kinds": RENDERED,
+}
+CHECKER: Final = ("User-Agent: ELB-HealthChecker/2.0", "Accept-Encoding: gzip, compressed")
+HEALTH: Final = [
+    *rows(
+        "Health",
+        "404",
+        {
+            "the load balancer": request("/healthz", *CHECKER),
+            "... with HEAD": request("/healthz", method="HEAD"),
+            "... with POST": request("/healthz", method="POST"),
+            "... with HTTP/1.0": line("GET /healthz HTTP/1.0"),
+            "... with Authorization": request("/healthz", "Authorization: Bearer client"),
+            "... with Range and conditions": request("/healthz", "Range: bytes=0-", "If-Match: x"),
+            "... with a body": request("/healthz", "Content-Length: 5", body="hello"),
+            **{
+                f"... for `{path}`": request(path)
+                for path in (
+                    *("/healthz/", "/healthz/x", "/healthz?a", "/HEALTHZ", "//healthz"),
+                    *("/%68ealthz", "/x/../healthz", "/healthz;a", "/healthz/../metrics"),
+                )
+            },
+            "... for a document": request("/metrics"),
+            "... for the own document": request("/metrics/proxy"),
+            "... for a document, then": request("/healthz").replace(b"Connection: close\r\n", b"")
+            + request("/metrics"),
+        },
+        {
+            **dict.fromkeys(
+                (
+                    *("the load balancer", "... with HEAD", "... with HTTP/1.0"),
+                    *("... with Authorization", "... with Range and conditions"),
+                ),
+                ("204",),
+            ),
+            "... with POST": ("405",),
+            "... with a body": ("400",),
+            "... for a document": ("403",),
+            "... for the own document": ("403",),
+            "... for a document, then": ("204, 403",),
+        },
+        **FROM_BALANCER,
+    ),
+    Case("Health", "Prometheus", request("/healthz"), "404"),
+    *(
+        Case("Health", name, request("/healthz"), "404", connect={"source": source})
+        for name, source in (("another address", "127.0.0.3"), ("the machine itself", SERVER))
+    ),
+    Case(
+        "Health",
+        "no token: the load balancer",
+        request("/healthz"),
+        "503",
+        start=NO_TOKEN,
+        **FROM_BALANCER,
+    ),
+    Case(
+        *("Health", "no token: Prometheus", request("/healthz"), "404", "503"),
+        "Apache's 503 comes before its paths",
+        start=NO_TOKEN,
+    ),
 ]
 
 SLOW_CLIENTS: Final = [
@@ -436,7 +503,6 @@ ANSWERS: Final = [
     ),
 ]
 
-NO_TOKEN: Final = {"token": None}
 STATES: Final = [
     Case("States", "no token: a document", request(), "503", start=NO_TOKEN),
     Case(
@@ -459,5 +525,5 @@ STATES: Final = [
 
 CASES: Final = [
     *(*PATHS, *REQUEST_LINES, *METHODS, *BODIES, *SERVED_HEADERS, *REFUSED_HEADERS),
-    *(*CONNECTIONS, *SLOW_CLIENTS, *ANSWERS, *STATES),
+    *(*CONNECTIONS, *HEALTH, *SLOW_CLIENTS, *ANSWERS, *STATES),
 ]

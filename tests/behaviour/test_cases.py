@@ -69,6 +69,18 @@ def test_the_token_is_in_no_log(outcomes: Outcomes, kind: str) -> None:
     assert not [text for text in said if holds(text, CANARY)]
 
 
+@pytest.mark.parametrize("kind", RENDERED)
+def test_a_health_check_says_nothing_else_and_is_not_logged(outcomes: Outcomes, kind: str) -> None:
+    healthy = {case: it for case, it in outcomes[kind].items() if case.expected(kind) == "204"}
+    assert len(healthy) > 3
+    for outcome in healthy.values():
+        [response] = outcome.answer.responses
+        assert not response.body
+        assert set(response.headers) <= {"Server", "Date", "Connection"}
+        assert b"/metrics 200 " in outcome.said
+        assert not re.search(rb"/healthz 204\b", outcome.said)
+
+
 @each_proxy
 def test_documents_and_the_headers_of_a_scrape_arrive_whole(outcomes: Outcomes, kind: str) -> None:
     named = {case.name: outcome for case, outcome in outcomes[kind].items()}

@@ -9,9 +9,9 @@ import urllib.parse
 import pytest
 
 from tests.behaviour import corpus, fuzz
-from tests.behaviour.proxies import PROMISED
+from tests.behaviour.proxies import PROMISED, RENDERED
 from tests.behaviour.upstream import CANARY
-from tests.behaviour.wire import CLIENT
+from tests.behaviour.wire import BALANCER, CLIENT
 from tests.leaks import holds
 
 Results = dict[str, fuzz.Result]
@@ -37,6 +37,12 @@ def test_only_scrapes_reach_the_api(results: Results, kind: str) -> None:
 @each_proxy
 def test_the_token_is_in_no_answer(results: Results, kind: str) -> None:
     assert not results[kind].leaks, show(results[kind].leaks)
+
+
+@each_proxy
+def test_only_the_load_balancer_is_told_of_the_machines_health(results: Results, kind: str) -> None:
+    assert results[kind].healthy[CLIENT] == 0
+    assert bool(results[kind].healthy[BALANCER]) == (kind in RENDERED)
 
 
 @each_proxy

@@ -20,6 +20,9 @@ SERVER: Final = "127.0.0.1"
 CLIENT: Final = "127.0.0.2"
 """The address of Prometheus. A proxy of ours also serves the machine itself."""
 
+BALANCER: Final = "127.0.0.4"
+"""The address of a fleet's load balancer, which may ask for its health only."""
+
 
 @dataclass(frozen=True)
 class Response:

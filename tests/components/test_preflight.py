@@ -10,8 +10,8 @@ from typing import Any
 import pulumi
 import pytest
 
-from tests.components.cloud import ANSWERS, Answers
-from tests.components.conftest import BASE, Deploy
+from tests.components.cloud import ANSWERS, ZONES, Answers
+from tests.components.conftest import BASE, FLEET, Deploy
 
 KEY = "arn:aws:kms:eu-central-1:123456789012:key/abc"
 LIST = "pl-0123456789abcdef0"
@@ -61,9 +61,29 @@ def under(key: str, arn: str = "") -> Any:
 
 OURS = {
     "getNetworkInterfaces": found(own="eni-1"),
-    "getNetworkInterface": says(subnetId="subnet-0123456789abcdef9", privateIp="10.20.0.9"),
+    "getNetworkInterface": says(
+        subnetId="subnet-0123456789abcdef9", privateIp="10.20.0.9", tags={}
+    ),
 }
+TAGS = {"Name": "proxy-dev", "pulumi:project": "metrics-proxy", "pulumi:stack": "dev"}
+OUR_FLEET: Answers = {
+    "getNetworkInterfaces": lambda asked: {
+        "ids": list(ZONES)[:2] if asked["filters"][0]["name"].startswith("tag:") else []
+    },
+    "getNetworkInterface": lambda asked: {"subnetId": asked["id"], "tags": TAGS},
+}
+A, B, C = ZONES
 PUBLIC = routes(cidrBlock="0.0.0.0/0", gatewayId="igw-1")
+
+
+def offered_in(zone: str) -> Any:
+    """A type that only one zone has."""
+
+    def answer(asked: dict[str, Any]) -> dict[str, Any]:
+        instance_type, where = (each["values"] for each in asked["filters"])
+        return {"instanceTypes": instance_type if where == [zone] else []}
+
+    return answer
 
 
 def both_tables(asked: dict[str, Any]) -> dict[str, Any]:
@@ -173,6 +193,47 @@ def public(table: str) -> Any:
             )
             for change in ({}, {"subnetId": "subnet-0123456789abcdef9", "privateIp": "10.20.0.7"})
         ),
+        *(
+            (
+                {**change, "protect": True},
+                OUR_FLEET,
+                f'protect: "true" keeps the load balancer in {A} and {B}: '
+                "set subnetIds back, or protect to false",
+            )
+            # the one machine may be in the subnet of a fleet's
+            for change in ({}, {"subnetId": A}, {**FLEET, "subnetIds": [A, C]})
+        ),
+        (
+            {**FLEET, "protect": True},
+            OURS,
+            'protect: "true" keeps the interface with 10.20.0.9 in subnet-0123456789abcdef9: '
+            "set subnetId and privateIp back, or protect to false",
+        ),
+        (
+            FLEET,
+            {"getSubnet": fails("no matching subnet")},
+            f'subnetIds: "{A}" is not found: no matching subnet',
+        ),
+        (
+            {"subnetId": None, "subnetIds": [A, SUBNET]},
+            {},
+            f'subnetIds: "{SUBNET}" is in eu-central-1a, as {A} is',
+        ),
+        (
+            FLEET,
+            {"getSubnet": lambda it: ANSWERS["getSubnet"](it) | {"vpcId": f"vpc-{it['id'][-1]}"}},
+            f'subnetIds: "{B}" is in vpc-b, and {A} in vpc-a',
+        ),
+        (
+            FLEET,
+            {"getRouteTables": says(ids=["own"]), "getRouteTable": PUBLIC},
+            f'subnetIds: "{A}" is a public subnet, in which the machine has no route out',
+        ),
+        (
+            FLEET,
+            {"getInstanceTypeOfferings": offered_in("eu-central-1a")},
+            'instanceType: "t4g.micro" is not offered in eu-central-1b, where the subnet is',
+        ),
         (
             {"prometheusSecurityGroupId": GROUP},
             {"getSecurityGroup": says(vpcId="vpc-2")},
@@ -279,6 +340,12 @@ def test_a_question_that_may_not_be_asked_is_one_line(deploy: Deploy, question: 
         # only one network outside goes to the gateway, and a subnet without any table has no route
         ({}, {"getRouteTable": routes(cidrBlock="198.51.100.0/24", gatewayId="igw-1")}),
         ({}, {"getRouteTables": says(ids=[])}),
+        (FLEET, {}),
+        (FLEET, OURS),
+        ({}, OUR_FLEET),
+        ({**FLEET, "protect": True}, {}),
+        ({**FLEET, "protect": True}, OUR_FLEET),
+        ({**FLEET, "subnetIds": list(ZONES), "protect": True}, OUR_FLEET),
         ({}, {"getRouteTables": both_tables, "getRouteTable": public("main")}),
     ],
 )

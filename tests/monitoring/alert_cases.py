@@ -161,10 +161,12 @@ class Case:
     """The alert that it is a case of; mutants of that one meet it first."""
     changes: Mapping[Series, Line]
     fires: Mapping[Firing, tuple[int, int]]
+    well: Callable[[], World] = healthy
+    """The world but for the changes."""
 
     @property
     def world(self) -> World:
-        return healthy() | dict(self.changes)
+        return self.well() | dict(self.changes)
 
 
 def alert(name: str, **labels: object) -> Firing:

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
@@ -21,6 +22,12 @@ from sandbox.machines.vm.machine import obstacle
 from sandbox.tools import DEBIAN
 
 MakeSettings = Callable[..., Settings]
+
+FLEET: Final[dict[str, Any]] = {
+    "subnetId": None,
+    "subnetIds": ["subnet-0123456789abcdef0", "subnet-0123456789abcdef1"],
+}
+"""What makes a fleet of the one machine."""
 
 
 @pytest.fixture
@@ -36,6 +43,7 @@ def settings() -> MakeSettings:
         texts = {
             key: value if isinstance(value, str) else json.dumps(value)
             for key, value in {**required, **config}.items()
+            if value is not None
         }
         return Settings.parse("dev", texts, has_token=True)
 

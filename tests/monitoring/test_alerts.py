@@ -19,11 +19,17 @@ from monitoring import alerts
 from monitoring.dashboard import with_sections
 from tests.monitoring.alert_cases import CASES, CONFIG, MINUTES, TABLE, Case
 from tests.monitoring.alert_mutants import Rule, mutants
+from tests.monitoring.fleet_cases import FLEET_CASES, FLEET_CONFIG, FLEET_TABLE
 
 MakeSettings = Callable[..., Settings]
 
 COMMITTED = Path("ops/prometheus/rules.yml")
-LABELS = "alertname, severity, service, queue_name, endpoint, reason, instance, threshold"
+LABELS = "alertname, severity, service, queue_name, endpoint, reason, instance, zone, threshold"
+
+KINDS = {"one machine": (CONFIG, CASES), "fleet": (FLEET_CONFIG, FLEET_CASES)}
+"""Settings of the rules, and the cases that they meet."""
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def rules_of(settings: Settings) -> list[Rule]:
@@ -58,7 +64,7 @@ def firing(case: Case, minute: int) -> list[dict[str, Any]]:
             "labels": labelled(
                 {
                     "alertname": name,
-                    "severity": TABLE[name][0],
+                    "severity": FLEET_TABLE[name][0],
                     "service": "sba-api",
                     **dict(labels),
                 }
@@ -85,10 +91,12 @@ def run(promtool: str, folder: Path, *files: str) -> str:
     return "" if done.returncode == 0 else (done.stdout + done.stderr).replace("\n\n", "")
 
 
+@each_kind
 def test_exactly_the_right_alerts_fire_at_every_minute_of_every_case(
-    settings: MakeSettings, promtool: str, tmp_path: Path
+    settings: MakeSettings, promtool: str, tmp_path: Path, kind: str
 ) -> None:
-    rules = rules_of(settings(**CONFIG))
+    config, cases = KINDS[kind]
+    rules = rules_of(settings(**config))
     everything = f'count by ({LABELS}) (ALERTS{{alertstate="firing"}})  # '
     # Grafana fires on a value above 0: there is none below, at any time
     values = [f"count_over_time((({rule['expr']}) <= 0)[{MINUTES}m:1m])" for rule in rules]
@@ -112,7 +120,7 @@ def test_exactly_the_right_alerts_fire_at_every_minute_of_every_case(
                 ),
             ],
         }
-        for case in CASES
+        for case in cases
     ]
     said = run(promtool, tmp_path, write_test(tmp_path, "all", rules, tests))
     assert not said, said[:5_000]
@@ -157,12 +165,17 @@ def caught(
     return set(found)
 
 
+@each_kind
 def test_every_mutant_of_every_rule_is_caught(
-    settings: MakeSettings, promtool: str, tmp_path: Path
+    settings: MakeSettings, promtool: str, tmp_path: Path, kind: str
 ) -> None:
-    alive = {rule["alert"]: mutants(rule) for rule in rules_of(settings(**CONFIG))}
-    assert sum(map(len, alive.values())) > 400
-    order = sorted(CASES, key=lambda case: hashlib.sha256(case.name.encode()).digest())
+    config, all_cases = KINDS[kind]
+    # of a fleet, those that are not the same for one machine
+    same = [] if kind == "one machine" else [it["expr"] for it in rules_of(settings(**CONFIG))]
+    rules = [rule for rule in rules_of(settings(**config)) if rule["expr"] not in same]
+    alive = {rule["alert"]: mutants(rule) for rule in rules}
+    assert sum(map(len, alive.values())) > {"one machine": 400, "fleet": 70}[kind]
+    order = sorted(all_cases, key=lambda case: hashlib.sha256(case.name.encode()).digest())
     own = {name: [case for case in order if case.about == name] for name in alive}
     others = {name: [case for case in order if case.about != name] for name in alive}
     # most die in the first cases that they meet; in no order of the table, or those would be alike
@@ -242,14 +255,15 @@ def test_no_template_of_an_alert_fails(
     settings: MakeSettings, promtool: str, tmp_path: Path
 ) -> None:
     """No template fails, and none is left: promtool shows what it got where nothing is expected."""
-    rules = rules_of(settings(**CONFIG))
+    rules = rules_of(settings(**FLEET_CONFIG))
     tests = []
-    for name in TABLE:
-        case = next(it for it in CASES if any(fires[0] == name for fires in it.fires))
+    for name in FLEET_TABLE:
+        all_cases = (*FLEET_CASES, *CASES)
+        case = next(it for it in all_cases if any(fires[0] == name for fires in it.fires))
         asked = {"eval_time": f"{MINUTES - 1}m", "alertname": name}
         tests.append({"interval": "1m", "input_series": samples(case), "alert_rule_test": [asked]})
     said = run(promtool, tmp_path, write_test(tmp_path, "said", rules, tests))
-    assert all(f'alertname="{name}"' in said for name in TABLE)
+    assert all(f'alertname="{name}"' in said for name in FLEET_TABLE)
     for wrong in ("{{", "<error", "<no value>", "%!", "NaN"):
         assert wrong not in said
 

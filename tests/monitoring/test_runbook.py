@@ -13,6 +13,7 @@ from host import sync
 from monitoring.alerts import REFUSED, alerts
 from monitoring.panels import OWN
 from sandbox.api import GAUGES
+from tests.monitoring.conftest import FLEET
 
 MakeSettings = Callable[..., Settings]
 
@@ -46,7 +47,7 @@ def book(request: pytest.FixtureRequest) -> tuple[str, str]:
 def test_every_alert_has_its_section(settings: MakeSettings, book: tuple[str, str]) -> None:
     name, text = book
     found = sections(text)
-    table = list(alerts(settings()))
+    table = list(alerts(settings(**FLEET)))
     assert [title for title in found if title.startswith("Sba")] == [it.name for it in table]
     for alert in table:
         section = found[alert.name].strip().splitlines()
@@ -58,7 +59,7 @@ def test_every_alert_has_its_section(settings: MakeSettings, book: tuple[str, st
 
 def test_the_annotation_leads_to_the_section(settings: MakeSettings, book: tuple[str, str]) -> None:
     titles = {anchor(title) for title in sections(book[1])}
-    assert {it.name.lower() for it in alerts(settings())} <= titles
+    assert {it.name.lower() for it in alerts(settings(**FLEET))} <= titles
     links = re.findall(r"\]\(([^)]*)\)", book[1])
     assert links
     for link in links:

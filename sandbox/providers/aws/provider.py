@@ -151,6 +151,7 @@ class Aws(base.Provider):
         """aws.ec2.get_network_interface, by id."""
         found = self.session.interface(arguments["id"])
         known = {"description": found["Description"], "privateIp": found["PrivateIpAddress"]}
+        known |= {"tags": from_tags(found["TagSet"])}
         return {**arguments, **known, "subnetId": found["SubnetId"], "vpcId": found["VpcId"]}
 
     def get_interfaces(self, arguments: Values) -> Values:
