@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sandbox.engine import ProgramError
+from sandbox.machines.vm.fleet import MOST
 from sandbox.machines.vm.machine import obstacle
 from sandbox.system import Sandbox, SandboxError
 from sandbox.tools import ROOT
@@ -19,7 +20,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     progress = Terminal()
     try:
-        sandbox = Sandbox(options.folder, progress.step, _kind(options))
+        machines = getattr(options, "machines", None)
+        sandbox = Sandbox(options.folder, progress.step, _kind(options), machines or 1)
+        if machines not in (None, sandbox.machines):
+            raise SandboxError(f"{sandbox.machines} machines are up; run: down, then up")
         if options.command != "up" and not sandbox.exists:
             if options.command == "down":
                 print("nothing is up")
@@ -38,6 +42,9 @@ def _kind(options: argparse.Namespace) -> str:
     reason = obstacle() if wanted in ("vm", "auto") else None
     if wanted == "vm" and reason:
         raise SandboxError(f"--host vm: {reason}")
+    if (getattr(options, "machines", None) or 1) > 1 and (reason or wanted == "process"):
+        why = reason or "and --host is process"
+        raise SandboxError(f"--machines {options.machines}: only machines that boot: {why}")
     if reason:
         print(f"The host runs as plain processes; it cannot boot here: {reason}.", file=sys.stderr)
     return "process" if reason or wanted == "process" else "vm"
@@ -52,6 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     up = commands.add_parser("up", help="bring everything up, or up to date")
     up.add_argument("--host", choices=["auto", "vm", "process"], default="auto")
     up.add_argument("--server", choices=["nginx", "apache"], help="nginx, if the sandbox is new")
+    up.add_argument(
+        "--machines",
+        type=int,
+        choices=range(1, MOST + 1),
+        help="1, if the sandbox is new; more are a fleet, in a zone each",
+    )
     up.add_argument("--detach", action="store_true", help="leave it running and return")
     up.add_argument("--json", action="store_true", help="print where everything is as JSON")
     up.add_argument("--verbose", action="store_true", help="show what pulumi prints")
@@ -152,8 +165,14 @@ def _table(sandbox: Sandbox) -> int:
         ("Grafana", "files", contract["grafana"]["provisioning"]),
         ("logs", "", str(sandbox.logs)),
     ]
+    rows[-6:-6] = [
+        (it["zone"], it["health"], f"{it['instance']} {it['address']}")
+        for it in contract["machines"]
+        if "zone" in it
+    ]
+    width = max(16, *(len(name) + 2 for name, _, _ in rows))
     for name, state, where in rows:
-        print(f"{name:<16}{state:<{14 + len(state) - len(_plain(state))}}{where}".rstrip())
+        print(f"{name:<{width}}{state:<{14 + len(state) - len(_plain(state))}}{where}".rstrip())
     print("\nLook, with the CA and without a token:")
     port, name = proxy["port"], proxy["server_name"]
     for endpoint in contract["endpoints"]:

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import boto3
 
+from sandbox import autoscaling
 from sandbox import organisation as policies
 
 REGION: Final = "eu-central-1"
@@ -115,15 +116,17 @@ def start(
     port: int = 0,
     prefix: Iterable[str] = (),
     organisation: bool = False,
+    pace: float = autoscaling.PACE,
 ) -> tuple["subprocess.Popen[bytes]", Account]:
     """Start the embedded AWS and wait for it; `prefix` is put before the command (a namespace).
 
-    `organisation`: with the policies of `sandbox/organisation.py`.
+    `organisation`: with the policies of `sandbox/organisation.py`. `pace`: how many seconds of Auto
+    Scaling's warm-up and draining pass in one.
     """
     ready = folder / "aws.json"
     ready.unlink(missing_ok=True)
     options = {"host": host, "port": str(port), "region": region, "ready": str(ready)}
-    options |= {"vpc": vpc_cidr, "subnet": subnet_cidr}
+    options |= {"vpc": vpc_cidr, "subnet": subnet_cidr, "pace": str(pace)}
     command = [*prefix, sys.executable, "-m", "sandbox.aws"]
     command += [part for name, value in options.items() for part in (f"--{name}", value)]
     command += ["--organisation"] if organisation else []
@@ -155,7 +158,7 @@ def log_tail(file: Path) -> str:
 # takes a second that callers of `start` need not spend.
 
 
-def _mend() -> None:
+def _mend(scaling: Callable[[], autoscaling.AutoScaling], folder: Path) -> None:
     """Make moto refuse what AWS refuses, where this project depends on it (moto 5.2.5)."""
     from moto.core.exceptions import AccessDeniedError, JsonRESTError
     from moto.core.types import Base64EncodedString
@@ -259,11 +262,14 @@ def _mend() -> None:
     stop = Instance.terminate
 
     def terminate(self: Instance) -> Any:
-        """moto leaves the interfaces of a terminated instance in use for ever."""
+        """moto leaves the interfaces of a terminated instance in use for ever, and none goes."""
         state = stop(self)
         for interface in self.nics.values():
             interface.instance = interface.attachment_id = interface.attach_time = None
             interface.status = "available"
+            if interface.delete_on_termination:
+                interface.subnet.del_subnet_ip(interface.private_ip_address)
+                self.ec2_backend.enis.pop(interface.id, None)
         return state
 
     run = EC2Backend.run_instances
@@ -337,6 +343,7 @@ def _mend() -> None:
         (EC2Backend, "run_instances", run_instances),
         (AmiBackend, "_load_amis", load_amis),
         (responses, "parse_user_data", parse_user_data),
+        *autoscaling.mend(scaling, folder),
     ):
         setattr(owner, name, mend)
 
@@ -357,7 +364,9 @@ def _seed(url: str, region: str, vpc_cidr: str, subnet_cidr: str) -> Account:
     admin = user("admin", "*")
     service = user(EC2, ["ec2:DescribeInstances", "iam:GetInstanceProfile", "sts:AssumeRole"])
     vpc = ec2.create_vpc(CidrBlock=vpc_cidr)["Vpc"]["VpcId"]
-    subnet = ec2.create_subnet(VpcId=vpc, CidrBlock=subnet_cidr)["Subnet"]["SubnetId"]
+    subnet = ec2.create_subnet(VpcId=vpc, CidrBlock=subnet_cidr, AvailabilityZone=f"{region}a")[
+        "Subnet"
+    ]["SubnetId"]
     group = ec2.create_security_group(GroupName="api", Description="The API", VpcId=vpc)
     return Account(
         endpoint_url=url,
@@ -384,9 +393,11 @@ def main() -> None:
     parser.add_argument(
         "--organisation", action="store_true", help="refuse what an organisation's policies do"
     )
+    parser.add_argument("--pace", type=float, default=autoscaling.PACE)
     arguments = parser.parse_args()
 
-    _mend()
+    started: list[autoscaling.AutoScaling] = []
+    _mend(lambda: started[0], arguments.ready.parent)
     from moto import settings
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
@@ -420,6 +431,8 @@ def main() -> None:
     url = f"http://{arguments.host}:{server.server_port}"
     account = _seed(url, arguments.region, arguments.vpc, arguments.subnet)
     settings.INITIAL_NO_AUTH_ACTION_COUNT = 0  # from here on every request is checked
+    started.append(autoscaling.AutoScaling(account.client, arguments.ready.parent, arguments.pace))
+    threading.Thread(target=started[0].run, daemon=True).start()
     part = arguments.ready.with_suffix(".part")
     part.touch(mode=0o600)
     part.write_text(json.dumps(asdict(account)))

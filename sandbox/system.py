@@ -31,9 +31,11 @@ from sandbox import api, aws
 from sandbox.engine import STACK, Engine
 from sandbox.machines.kind import Machine, Processes
 from sandbox.machines.process import ProcessMachine
+from sandbox.machines.vm.fleet import Fleet
 from sandbox.machines.vm.machine import VirtualMachine
 from sandbox.processes import Process, listens, start, wait
 from sandbox.tools import ROOT, prometheus
+from sandbox.vpc.network import ZONES
 
 LOOPBACK: Final = "127.0.0.1"
 SYNC_INTERVAL: Final = 2
@@ -58,9 +60,13 @@ class Sandbox:
     """One sandbox, whose whole state lies below `folder`."""
 
     def __init__(
-        self, folder: Path, progress: Progress = lambda *_: None, host: str = "process"
+        self,
+        folder: Path,
+        progress: Progress = lambda *_: None,
+        host: str = "process",
+        machines: int = 1,
     ) -> None:
-        """`host` is the kind of a new sandbox's machine; an older one keeps its own."""
+        """`host` is the kind of a new sandbox's machines; an older one keeps kind and number."""
         self.folder = folder.resolve()
         self.logs = self.folder / "logs"
         self.api = self.folder / "api"
@@ -68,10 +74,19 @@ class Sandbox:
         self._state_file = self.folder / "sandbox.json"
         self._progress = progress
         self.kind = str(self.state.get("host", host))
+        self.machines = int(self.state.get("machines", machines))
 
     @cached_property
-    def machine(self) -> Machine:
+    def machine(self) -> Machine | Fleet:
+        """What runs the proxy: one machine or a fleet."""
+        if self.machines > 1:
+            return Fleet(self.folder, self, self.machines)
         return MACHINES[self.kind](self.folder, self)
+
+    @property
+    def fleet(self) -> Fleet | None:
+        """The machines, if there are several."""
+        return self.machine if isinstance(self.machine, Fleet) else None
 
     @property
     def root(self) -> Path:
@@ -160,15 +175,20 @@ class Sandbox:
         """
         for folder in (self.logs, self.api, self.prometheus_folder):
             folder.mkdir(parents=True, exist_ok=True)
-        self.state["host"] = self.kind
+        self.state |= {"host": self.kind, "machines": self.machines}
         self._save()
         self.machine.prepare(self._step)
         self._aws()
         self.sample_api()
+        if self.fleet:
+            self.fleet.start()  # the first `up` waits until its machines are well
         with self._step("pulumi up"):
             self._configure(server, token)
             self.engine.up(output)
-        self._run_machine()
+        if isinstance(self.machine, Fleet):
+            self._follow(self.machine)
+        else:
+            self._run(self.machine)
         self._start_prometheus()
         with self._step("first scrapes"):
             wait(lambda: all(self.scrapes().values()), "Prometheus to scrape all targets")
@@ -186,6 +206,19 @@ class Sandbox:
                 self.folder, region=aws.REGION, vpc_cidr=network.vpc, subnet_cidr=network.subnet
             )
             self._keep("aws", Process.adopt(child))
+
+    def _subnets(self) -> list[str]:
+        """A fleet's: the account's one, and one in each other zone."""
+        account = self.account
+        more = [
+            account.client("ec2").create_subnet(
+                VpcId=account.vpc_id,
+                CidrBlock=zone.subnet,
+                AvailabilityZone=f"{aws.REGION}{zone.letter}",
+            )["Subnet"]["SubnetId"]
+            for zone in ZONES[1 : self.machines]
+        ]
+        return [account.subnet_id, *more]
 
     def sample_api(self) -> None:
         if self.process("api"):
@@ -211,7 +244,11 @@ class Sandbox:
         engine.configure(
             {
                 "aws:region": aws.REGION,
-                "subnetId": self.account.subnet_id,
+                **(
+                    {"subnetIds": self._subnets()}
+                    if self.fleet
+                    else {"subnetId": self.account.subnet_id}
+                ),
                 "prometheusCidrs": [network.prometheus_cidr],
                 "apiCidrs": [network.api_cidr],
                 "endpoints": [
@@ -235,28 +272,67 @@ class Sandbox:
         self.state["configured"] = True
         self._save()
 
-    def _run_machine(self) -> None:
+    def _run(self, machine: Machine) -> None:
         """Run the machine that the embedded EC2 has on record; a replaced one anew."""
         instance = str(self.engine.outputs()["instanceId"])
         new = self.state.get("instance") != instance
         running = self.process("host")
         if running and not new:
-            self.machine.update(self.account, instance)
+            machine.update(self.account, instance)
             return
-        what = self.machine.what
+        what = machine.what
         if running:
             what += ", in place of the old one (the sandbox's gap, not AWS')"
         with self._step(f"host: {what}"):
             if running:
                 running.stop()
             self.state["instance"] = instance
-            self.machine.run(self.account, instance, new=new)
+            machine.run(self.account, instance, new=new)
             wait(self._machine_serves, "the proxy to answer (logs/host.log)", 300)
 
     def _machine_serves(self) -> bool:
         if self.process("host") is None:
             raise SandboxError(f"the host has ended; see {self.logs / 'host.log'}")
         return self.proxy_metrics() is not None
+
+    def _follow(self, fleet: Fleet) -> None:
+        """Wait until Auto Scaling has done what `up` has asked for."""
+        with self._step(f"{self.machines} machines: {fleet.what}"):
+            wait(
+                partial(self._is_as_wanted, fleet),
+                "all machines to be healthy (logs/machines.log)",
+                900,
+            )
+
+    def _is_as_wanted(self, fleet: Fleet) -> bool:
+        """Whether every machine is of the group's template and well; why not, if that is final."""
+        for name in ("machines", "balancer"):
+            if self.process(name) is None:
+                raise SandboxError(f"{name} has ended; see {self.logs / f'{name}.log'}")
+        group, refreshes = self.auto_scaling()
+        last = next(iter(refreshes), {"Status": "Successful"})
+        if last["Status"] in ("Pending", "InProgress", "RollbackInProgress"):
+            return False
+        there = group["Instances"]
+        old = [it for it in there if it["LaunchTemplate"] != group["LaunchTemplate"]]
+        if old and last["Status"] != "Successful":
+            reason = last.get("StatusReason", "no reason is known")
+            raise SandboxError(
+                f"the old machines stay (instance refresh: {last['Status']}). {reason} "
+                f"(its console is in {self.logs})"
+            )
+        well = [it for it in fleet.members() if it.health == "healthy"]
+        return not old and {it.instance for it in well} == {it["InstanceId"] for it in there}
+
+    def auto_scaling(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The fleet's group, as the embedded AWS has it, and its refreshes, newest first."""
+        client, name = (
+            self.account.client("autoscaling"),
+            self.engine.outputs()["autoscalingGroupName"],
+        )
+        answer = client.describe_auto_scaling_groups(AutoScalingGroupNames=[name])
+        refreshes = client.describe_instance_refreshes(AutoScalingGroupName=name)
+        return dict(answer["AutoScalingGroups"][0]), list(refreshes["InstanceRefreshes"])
 
     def _start_prometheus(self) -> None:
         """Prometheus with the stack's own scrape config and alerts."""
@@ -275,7 +351,8 @@ class Sandbox:
             running.signal(signal.SIGHUP)
             return
         with self._step("Prometheus"):
-            command = [*self.machine.prefix("prometheus"), prometheus()]
+            prefix = self.fleet.resolving() if self.fleet else self.machine.prefix("prometheus")
+            command = [*prefix, prometheus()]
             command += [f"--config.file={self.prometheus_folder / 'prometheus.yml'}"]
             command += [f"--storage.tsdb.path={self.prometheus_folder / 'data'}"]
             command += [f"--web.listen-address={LOOPBACK}:{self.machine.ports.prometheus}"]
@@ -306,36 +383,52 @@ class Sandbox:
         """Scrape target → whether its last scrape succeeded."""
         endpoints = self.engine.config[f"{NAMESPACE}:endpoints"]
         wanted = {endpoint["name"]: False for endpoint in endpoints}
-        wanted["proxy"] = False
+        wanted |= {f"proxy {zone}".strip(): False for zone in self.zones()}
         for sample in self.query("up"):
-            name = sample["metric"].get("endpoint", "proxy")
+            label = sample["metric"]
+            name = label.get("endpoint", f"proxy {label.get('zone', '')}".strip())
             wanted[name] = sample["value"][1] == "1"
         return wanted
 
-    def get(self, path: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
-        """GET a path of the proxy as Prometheus does: with the CA, without a token."""
+    def zones(self) -> list[str]:
+        """The zones of a fleet; one without a name for one machine."""
+        targets = self.engine.outputs()["proxyTargets"]
+        return [target.get("zone", "") for target in targets]
+
+    def get(
+        self, path: str, headers: dict[str, str] | None = None, zone: str = ""
+    ) -> tuple[int, str]:
+        """GET a path of the proxy as Prometheus does: with the CA, without a token.
+
+        `zone`: of a fleet, from that zone's machine; otherwise from any.
+        """
         proxy = self.proxy()
         address, port, name = proxy["address"], proxy["port"], proxy["server_name"]
         context = ssl.create_default_context(cadata=self.engine.outputs()["caCertificate"])
         connection = http.client.HTTPConnection(name, port)
+        where: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        if zone and self.fleet:
+            where, port = self.machine.at("prometheus"), self.machine.ports.proxy
+            address = self.fleet.nodes()[zone]
         with closing(connection):
-            plain = socket.create_connection((address, port), timeout=10)
+            with where:
+                plain = socket.create_connection((address, port), timeout=10)
             connection.sock = context.wrap_socket(plain, server_hostname=name)
             connection.request("GET", path, headers=headers or {})
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
 
-    def proxy_metrics(self) -> str | None:
-        """The proxy's own document, None while it does not answer."""
+    def proxy_metrics(self, zone: str = "") -> str | None:
+        """The proxy's own document, None while it does not answer; `zone` as in `get`."""
         try:
-            status, text = self.get("/metrics/proxy")
+            status, text = self.get("/metrics/proxy", zone=zone)
         except (OSError, http.client.HTTPException):
             return None
         return text if status == 200 else None
 
     def proxy(self) -> dict[str, Any]:
         """Where this computer's own programs reach the proxy, and how it names itself."""
-        address, port = self.machine.reach("proxy", self.engine.outputs()["privateIp"])
+        address, port = self.machine.reach("proxy", self.engine.outputs().get("privateIp", ""))
         config = self.engine.config
         return {
             "server": config[f"{NAMESPACE}:server"],
@@ -370,8 +463,17 @@ class Sandbox:
                 "project": str(self.engine.project),
             },
             "host": {"kind": self.kind, "root": str(self.root)},
+            "machines": self._machines(),
             "grafana": {"provisioning": str(self.engine.provisioning)},
         }
+
+    def _machines(self) -> list[dict[str, str]]:
+        """Each machine; of a fleet with its zone, and what the balancer found of it."""
+        if self.fleet:
+            keys = ("instance", "zone", "address", "health")
+            return [{key: getattr(it, key) for key in keys} for it in self.fleet.members()]
+        outputs = self.engine.outputs()
+        return [{"instance": outputs["instanceId"], "address": outputs["privateIp"]}]
 
     # -- rotate, down --------------------------------------------------------------------------
 
@@ -386,9 +488,14 @@ class Sandbox:
         with self._step("adopted by the proxy"):
             version = self.current_version()
             line = f'metrics_proxy_secret_info{{secret="token",version="{version}"}} 1.0'
-            wait(lambda: line in (self.proxy_metrics() or ""), "the proxy to adopt the token")
+            for zone in self.zones():
+                adopted = partial(self._shows, line, zone)
+                wait(adopted, f"the proxy to adopt the token {zone}".rstrip())
         with self._step("old token revoked"):
             api.accept(self.api, [api.digest(token)])
+
+    def _shows(self, line: str, zone: str) -> bool:
+        return line in (self.proxy_metrics(zone) or "")
 
     def current_version(self) -> str:
         """The version id of the token in Secrets Manager."""

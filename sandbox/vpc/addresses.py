@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +22,27 @@ class Addresses:
     """Where the API listens."""
     api_name: str
     """How upstreams call it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zone:
+    """An availability zone, and the subnet in it."""
+
+    letter: str
+    subnet: str
+
+    @property
+    def bridge(self) -> str:
+        """The interface of the VPC that is the subnet."""
+        return f"zone-{self.letter}"
+
+    @property
+    def gateway(self) -> str:
+        return str(ipaddress.IPv4Network(self.subnet)[1])
+
+    @property
+    def dns(self) -> str:
+        return str(ipaddress.IPv4Network(self.subnet)[2])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,8 @@
     api ─────eth0 · api0───┤ vpc: router, VPC DNS and DHCP, metadata, AWS' and Debian's servers
     prometheus eth0 · prom0┘
 
+A fleet's machines have a namespace each, and their subnets are bridges of the VPC, one a zone.
+
 Nothing in it reaches this computer's own network, so that any number of sandboxes use the same
 addresses side by side.
 """
@@ -14,12 +16,12 @@ import ctypes
 import ipaddress
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from sandbox.vpc.addresses import Addresses
+from sandbox.vpc.addresses import Addresses, Zone
 
 ADDRESSES: Final = Addresses(
     vpc="10.9.0.0/16",
@@ -29,6 +31,12 @@ ADDRESSES: Final = Addresses(
     api="10.9.47.10",
     api_name="api-internal",
 )
+ZONES: Final = (
+    Zone(letter="a", subnet=ADDRESSES.subnet),
+    Zone(letter="b", subnet="10.9.49.0/24"),
+    Zone(letter="c", subnet="10.9.50.0/24"),
+)
+"""Where a fleet's machines are."""
 GATEWAY: Final = "10.9.46.1"
 VPC_DNS: Final = "10.9.46.2"
 METADATA: Final = "169.254.169.254"
@@ -56,7 +64,7 @@ class Network:
         self.name = name
 
     def namespace(self, place: str) -> str:
-        """`vpc`, `machine`, `api` or `prometheus`."""
+        """`vpc`, `machine` (or one of a fleet), `api` or `prometheus`."""
         return f"{self.name}-{place}"
 
     def path(self, place: str) -> Path:
@@ -82,11 +90,14 @@ class Network:
             finally:
                 _set_namespace(home.fileno())
 
-    def make(self) -> None:
-        """All but the machine's interface."""
-        for place in ("vpc", "machine", *NEIGHBOURS):
-            call("ip", "netns", "add", self.namespace(place))
-            self.ip(place, "link", "set", "lo", "up")
+    def add(self, place: str) -> None:
+        call("ip", "netns", "add", self.namespace(place))
+        self.ip(place, "link", "set", "lo", "up")
+
+    def make(self, zones: Sequence[Zone] = ()) -> None:
+        """All but the machine's interface; for a fleet, its zones and none of its machines."""
+        for place in ("vpc", *NEIGHBOURS, *(() if zones else ("machine",))):
+            self.add(place)
         call(*self.prefix("vpc"), "sysctl", "-qw", "net.ipv4.ip_forward=1")
         for address in (METADATA, AWS_SERVERS, MIRROR_SERVERS):
             self.ip("vpc", "address", "add", f"{address}/32", "dev", "lo")
@@ -99,24 +110,37 @@ class Network:
             self.ip(place, "address", "add", f"{address}/24", "dev", "eth0")
             self.ip(place, "link", "set", "eth0", "up")
             self.ip(place, "route", "add", "default", "via", router)
+        for zone in zones:
+            self.ip("vpc", "link", "add", zone.bridge, "type", "bridge")
+            for address in (zone.gateway, zone.dns):
+                self.ip("vpc", "address", "add", f"{address}/24", "dev", zone.bridge)
+            self.ip("vpc", "link", "set", zone.bridge, "up")
 
-    def plug(self, mac: str) -> None:
-        """The machine's interface, anew: the old one ended with the machine that had it."""
-        for place, interface in (("vpc", "vpc0"), ("machine", "ens5")):
-            if f" {interface}@" in self.ip(place, "-o", "link"):
-                self.ip(place, "link", "delete", interface)
-        machine = self.namespace("machine")
+    def plug(self, mac: str, place: str = "machine", bridge: str | None = None) -> None:
+        """A machine's interface, anew: the old one ended with the machine that had it."""
+        near = f"m-{place}" if bridge else "vpc0"
+        for where, interface in (("vpc", near), (place, "ens5")):
+            if f" {interface}@" in self.ip(where, "-o", "link"):
+                self.ip(where, "link", "delete", interface)
+        far = self.namespace(place)
         self.ip(
-            "vpc", *f"link add vpc0 type veth peer name ens5 address {mac} netns {machine}".split()
+            "vpc", *f"link add {near} type veth peer name ens5 address {mac} netns {far}".split()
         )
-        for address in (GATEWAY, VPC_DNS):
-            self.ip("vpc", "address", "add", f"{address}/24", "dev", "vpc0")
-        self.ip("vpc", "link", "set", "vpc0", "up")
+        if bridge:
+            self.ip("vpc", "link", "set", near, "master", bridge)
+        else:
+            for address in (GATEWAY, VPC_DNS):
+                self.ip("vpc", "address", "add", f"{address}/24", "dev", near)
+        self.ip("vpc", "link", "set", near, "up")
+
+    def drop(self, place: str) -> None:
+        """A namespace, with the interfaces in it."""
+        if self.path(place).exists():
+            call("ip", "netns", "delete", self.namespace(place))
 
     def remove(self) -> None:
-        for place in ("vpc", "machine", *NEIGHBOURS):
-            if self.path(place).exists():
-                call("ip", "netns", "delete", self.namespace(place))
+        for path in sorted(_RUN.glob(f"{self.name}-*")):
+            self.drop(path.name.removeprefix(f"{self.name}-"))
 
 
 def _set_namespace(descriptor: int) -> None:

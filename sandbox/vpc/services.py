@@ -41,6 +41,8 @@ class Config:
     packages: str
     ways_in: dict[str, tuple[str, int]]
     """Name → address and port, as seen from Prometheus' place."""
+    balancer: str | None = None
+    """The file in which the balancer says which of its nodes serve: the way in to `proxy`."""
 
     def write(self, folder: Path) -> None:
         (folder / "ports.json").unlink(missing_ok=True)
@@ -130,6 +132,14 @@ async def connect_from(network: Network, place: str, address: str, port: int) ->
     return await asyncio.open_connection(sock=made)
 
 
+async def connect_to_node(network: Network, balancer: Path, port: int) -> Streams:
+    """The same to a node of the balancer that serves; `OSError` if none does."""
+    serving = json.loads(balancer.read_text())["serving"]
+    if not serving:
+        raise ConnectionRefusedError("no node serves")
+    return await connect_from(network, "prometheus", serving[0], port)
+
+
 async def serve(folder: Path) -> None:
     config = Config(**json.loads((folder / "services.json").read_text()))
     network = Network(config.network)
@@ -155,6 +165,8 @@ async def serve(folder: Path) -> None:
     listeners = {name: _listen(port) for name, (_, port) in config.ways_in.items()}
     for name, (address, port) in config.ways_in.items():
         connect = functools.partial(connect_from, network, "prometheus", address, port)
+        if name == "proxy" and config.balancer:
+            connect = functools.partial(connect_to_node, network, Path(config.balancer), port)
         relays.append(relay(listeners[name], connect))
     part = folder / "ports.part"
     part.write_text(json.dumps({name: s.getsockname()[1] for name, s in listeners.items()}))

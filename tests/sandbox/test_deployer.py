@@ -40,6 +40,7 @@ def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[aws.Account]:
         region=aws.REGION,
         vpc_cidr="10.20.0.0/16",
         subnet_cidr="10.20.1.0/24",
+        pace=1_000,
     )
     yield account
     process.terminate()
@@ -107,6 +108,52 @@ def test_whoever_deploys_needs_no_more_than_the_policy(
     left = {k: v for k, v in inventory(account).items() if v}
     assert set(left) == {"secrets"}
     assert all("DeletedDate" in secret for secret in left["secrets"])
+
+
+def as_fleet(engine: Engine, account: aws.Account, number: int) -> None:
+    """The same stack in two subnets, of which one is new, and with secrets of its own."""
+    other = account.client("ec2").create_subnet(
+        VpcId=account.vpc_id, CidrBlock=f"10.20.{number}.0/24", AvailabilityZone=f"{aws.REGION}b"
+    )
+    subnets = [account.subnet_id, other["Subnet"]["SubnetId"]]
+    prefix = f"metrics-proxy/{number}"
+    engine.configure({"subnetId": None, "subnetIds": subnets, "secretPrefix": prefix})
+
+
+def test_whoever_deploys_a_fleet_needs_its_statements_and_no_more(
+    account: aws.Account, tmp_path: Path
+) -> None:
+    engine = configured(tmp_path, deployer(account, "fleet", policy(fleet=True)))
+    as_fleet(engine, account, 10)
+    engine.up()
+    for change in (
+        {"prometheusCidrs": ["10.20.3.0/24"], "aws:defaultTags": {"tags": {"team": "sre"}}},
+        {"syncInterval": 30, "aws:defaultTags": {"tags": {"owner": "sre"}}},
+        # the one before may be under way
+        {"syncInterval": 31},
+    ):
+        engine.configure(change)
+        assert set(engine.up()) > {"same"}
+    assert set(engine.preview()) == {"same"}
+    engine.destroy()
+    elb, scaling, ec2 = (account.client(it) for it in ("elbv2", "autoscaling", "ec2"))
+    assert elb.describe_load_balancers()["LoadBalancers"] == []
+    assert elb.describe_target_groups()["TargetGroups"] == []
+    assert scaling.describe_auto_scaling_groups()["AutoScalingGroups"] == []
+    assert ec2.describe_launch_templates()["LaunchTemplates"] == []
+
+
+@pytest.mark.parametrize(("number", "sid"), [(11, "Balancer"), (12, "Fleet")])
+def test_without_a_statement_there_is_no_fleet(
+    account: aws.Account, tmp_path: Path, number: int, sid: str
+) -> None:
+    document = policy(fleet=True)
+    assert sid in [s["Sid"] for s in document["Statement"]]
+    document["Statement"] = [s for s in document["Statement"] if s["Sid"] != sid]
+    engine = configured(tmp_path, deployer(account, f"fleet-without-{sid}", document))
+    as_fleet(engine, account, number)
+    with pytest.raises(ProgramError, match="not authorized"):
+        engine.up()
 
 
 @pytest.mark.parametrize("sid", [s["Sid"] for s in policy()["Statement"] if s["Sid"] != "PassRole"])

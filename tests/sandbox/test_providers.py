@@ -48,6 +48,11 @@ ROLE_POLICY = "aws:iam/rolePolicy:RolePolicy"
 PROFILE = "aws:iam/instanceProfile:InstanceProfile"
 SECRET = "aws:secretsmanager/secret:Secret"
 VERSION = "aws:secretsmanager/secretVersion:SecretVersion"
+BALANCER = "aws:lb/loadBalancer:LoadBalancer"
+TARGETS = "aws:lb/targetGroup:TargetGroup"
+LISTENER = "aws:lb/listener:Listener"
+TEMPLATE = "aws:ec2/launchTemplate:LaunchTemplate"
+SCALING = "aws:autoscaling/group:Group"
 KEY = "tls:index/privateKey:PrivateKey"
 REQUEST = "tls:index/certRequest:CertRequest"
 SELF_SIGNED = "tls:index/selfSignedCert:SelfSignedCert"
@@ -197,6 +202,28 @@ def group(*alerts: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"name": "proxy", "folderUid": "sba", "intervalSeconds": 60, "rules": rules, **more}
 
 
+def balancer(**inputs: Any) -> dict[str, Any]:
+    network = {"internal": True, "loadBalancerType": "network", "subnets": ["s"]}
+    return {"name": "b", **network, **inputs}
+
+
+def targets(**check: Any) -> dict[str, Any]:
+    health = {"protocol": "HTTPS", "path": "/healthz", "matcher": "204", **check}
+    return {"name": "t", "port": 9446, "protocol": "TCP", "vpcId": "v", "healthCheck": health}
+
+
+def scaling(**inputs: Any) -> dict[str, Any]:
+    template = {"id": "lt-1", "version": "1"}
+    return {
+        **{"name": "g", "minSize": 2, "maxSize": 4, "launchTemplate": template},
+        **{"vpcZoneIdentifiers": ["s"], **inputs},
+    }
+
+
+def refresh(**preferences: Any) -> dict[str, Any]:
+    return scaling(instanceRefresh={"strategy": "Rolling", "preferences": preferences})
+
+
 REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     # by the schema of the SDK
     (INSTANCE, machine(userdata="x"), "userdata: is no property of InstanceArgs"),
@@ -263,6 +290,70 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     (VERSION, {"secretId": "s", "secretString": "x" * 65_537}, "secretString: has 65537 bytes"),
     (VERSION, {"secretId": "s", "secretString": ""}, "secretString: has 0 bytes"),
     (VERSION, {"secretId": "s"}, "secretString: is required"),
+    # a fleet
+    (BALANCER, balancer(name="x" * 33), "name: has 33 characters, at most 32"),
+    (BALANCER, balancer(name="b-"), "name: 'b-' may have letters"),
+    (BALANCER, balancer(name="internal-b"), "name: must not begin with internal-"),
+    (BALANCER, balancer(loadBalancerType="application"), "loadBalancerType: application is not"),
+    (BALANCER, balancer(internal=False), "internal: a balancer for everybody"),
+    (BALANCER, balancer(subnets=None), "subnets: is required"),
+    (BALANCER, balancer(idleTimeout=60), "idleTimeout: is not modelled"),
+    (TARGETS, targets(interval=4), "healthCheck.interval: must be 5 to 300, not 4"),
+    (TARGETS, targets(timeout=121), "healthCheck.timeout: must be 2 to 120, not 121"),
+    (TARGETS, targets(interval=5, timeout=6), "healthCheck.timeout: 6 is longer than the interval"),
+    (TARGETS, targets(healthyThreshold=1), "healthCheck.healthyThreshold: must be 2 to 10, not 1"),
+    (TARGETS, targets(protocol="TLS"), "healthCheck.protocol: must be HTTP, HTTPS or TCP"),
+    (TARGETS, targets(protocol="TCP"), "healthCheck.path: is not for a health check of the"),
+    (TARGETS, targets(matcher="100"), "healthCheck.matcher: '100' must be codes of 200 to 599"),
+    (TARGETS, targets(matcher="ok"), "healthCheck.matcher: 'ok' must be codes"),
+    (TARGETS, targets(path="healthz"), "healthCheck.path: 'healthz' must begin with /"),
+    (TARGETS, targets(port="0"), "healthCheck.port: must be traffic-port or a port"),
+    (
+        TARGETS,
+        {**targets(), "deregistrationDelay": 3_601},
+        "deregistrationDelay: must be 0 to 3600",
+    ),
+    (TARGETS, {**targets(), "vpcId": None}, "vpcId: is required"),
+    (TARGETS, {**targets(), "preserveClientIp": "yes"}, "preserveClientIp: must be true or false"),
+    (LISTENER, {"loadBalancerArn": "a", "defaultActions": []}, "port: is required"),
+    (
+        *(LISTENER, {"loadBalancerArn": "a", "port": 1, "protocol": "TCP", "defaultActions": []}),
+        "defaultActions: a network balancer's listener has one, not 0",
+    ),
+    (TEMPLATE, {"name": "ab"}, "name: 'ab' must have 3 to 128"),
+    (
+        *(TEMPLATE, {"userData": base64.b64encode(bytes(16_385)).decode()}),
+        "userData: has 16385 bytes, at most 16384",
+    ),
+    (TEMPLATE, {"metadataOptions": {"httpTokens": "maybe"}}, "metadataOptions.httpTokens: must be"),
+    (
+        *(TEMPLATE, {"tagSpecifications": [{"resourceType": "disk", "tags": {}}]}),
+        "tagSpecifications[0].resourceType: must be one of instance",
+    ),
+    (
+        *(TEMPLATE, {"networkInterfaces": [{}], "vpcSecurityGroupIds": ["sg-1"]}),
+        "vpcSecurityGroupIds: belong to the interface",
+    ),
+    (SCALING, scaling(minSize=5), "desiredCapacity: None must be between minSize, 5, and maxSize"),
+    (SCALING, scaling(desiredCapacity=5), "desiredCapacity: 5 must be between minSize, 2"),
+    (SCALING, scaling(healthCheckType="HTTP"), "healthCheckType: must be EC2 or ELB"),
+    (SCALING, scaling(launchTemplate=None), "launchTemplate: is required"),
+    (SCALING, scaling(launchTemplate={"version": "1"}), "launchTemplate: must have one of id and"),
+    (SCALING, scaling(vpcZoneIdentifiers=[]), "vpcZoneIdentifiers: is required"),
+    (SCALING, scaling(waitForCapacityTimeout="soon"), "waitForCapacityTimeout: 'soon' is no"),
+    (SCALING, scaling(capacityRebalance=True), "capacityRebalance: is not modelled"),
+    (SCALING, refresh(minHealthyPercentage=101), "minHealthyPercentage: must be 0 to 100, not 101"),
+    (SCALING, refresh(maxHealthyPercentage=200), "minHealthyPercentage: is required beside"),
+    (
+        *(SCALING, refresh(minHealthyPercentage=90, maxHealthyPercentage=200)),
+        "maxHealthyPercentage: may be at most 100 above",
+    ),
+    (
+        SCALING,
+        {**refresh(autoRollback=True), "launchTemplate": {"id": "lt-1", "version": "$Latest"}},
+        "autoRollback: needs a numbered version of the template, not $Latest",
+    ),
+    (SCALING, refresh(skipMatching=True), "skipMatching: is not modelled"),
     # keys and certificates
     (KEY, {"algorithm": "DSA"}, "algorithm: must be RSA, ECDSA or ED25519"),
     (KEY, {"algorithm": "ECDSA", "ecdsaCurve": "P-256"}, "ecdsaCurve: must be one of"),

@@ -14,12 +14,14 @@ from sandbox.system import Sandbox
 CANARY = "canary-d21f9a8e44+/e7.~_tok=="
 
 
-def boot(folder: Path, token: str | None = None, server: str = "nginx") -> Sandbox:
-    """A sandbox whose machine boots; skips, but not under CI, where that cannot be done."""
+def boot(
+    folder: Path, token: str | None = None, server: str = "nginx", machines: int = 1
+) -> Sandbox:
+    """A sandbox whose machines boot; skips, but not under CI, where that cannot be done."""
     if reason := obstacle():
         assert "CI" not in os.environ, reason
         pytest.skip(f"no machine can boot here: {reason}")
-    booted = Sandbox(folder, host="vm")
+    booted = Sandbox(folder, host="vm", machines=machines)
     try:
         booted.up(server, token)
     except BaseException:

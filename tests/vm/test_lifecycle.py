@@ -23,9 +23,9 @@ from tests.vm.conftest import machine_of
 from tests.vm.faults import World, filtered
 
 
-def traces(booted: Sandbox) -> set[str]:
+def traces(booted: Sandbox, name: str = "") -> set[str]:
     """What it has, and could leave, on this computer outside its folder."""
-    name = machine_of(booted).network.name
+    name = name or machine_of(booted).network.name
     spaces = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
     mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
     groups = [str(g) for folder in power.hierarchies() for g in folder.glob("sandbox-*")]

@@ -7,7 +7,7 @@ import platform
 import secrets
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
@@ -17,7 +17,7 @@ from sandbox.machines.kind import Processes
 from sandbox.machines.vm import image, power
 from sandbox.processes import wait
 from sandbox.vpc import authority, security_group, services
-from sandbox.vpc.addresses import Addresses, Place, Ports
+from sandbox.vpc.addresses import Addresses, Place, Ports, Zone
 from sandbox.vpc.network import (
     ADDRESSES,
     AWS_SERVERS,
@@ -63,33 +63,90 @@ def obstacle() -> str | None:
     return None
 
 
-class VirtualMachine:
-    """A `Machine` that has its own kernel namespaces, network, systemd and disk."""
+class Guest:
+    """One machine that boots: its own kernel namespaces, network, systemd and disk."""
 
-    kind: ClassVar[str] = "vm"
-    what: ClassVar[str] = "Debian 13 in systemd-nspawn"
-    addresses: ClassVar[Addresses] = ADDRESSES
-    ports: ClassVar[Ports] = Ports(proxy=9446, prometheus=9090, api=9464, workers=3002)
-
-    def __init__(self, folder: Path, processes: Processes) -> None:
-        self.folder = folder / "vm"
-        self.disk = self.folder / "disk"
-        self._processes = processes
-        name = self.folder / "name"
-        if not name.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            name.write_text(f"sandbox-{secrets.token_hex(3)}")
-        self.network = Network(name.read_text())
+    def __init__(self, network: Network, name: str, folder: Path, console: Path) -> None:
+        self.network = network
+        self.name = name
+        self.folder = folder
+        self.disk = folder / "disk"
+        self._console = console
 
     @property
     def root(self) -> Path:
         """What the machine itself sees, /run included. Not to be resolved: it is a link to `/`."""
-        return Path(f"/proc/{power.leader(self.network.name)}/root")
+        return Path(f"/proc/{power.leader(self.name)}/root")
 
     @property
     def console(self) -> str:
         """What `aws ec2 get-console-output` would answer."""
-        return (self.folder.parent / "logs" / "host.log").read_text(errors="replace")
+        return self._console.read_text(errors="replace")
+
+    def inside(self, *command: str, user: str = "root") -> subprocess.CompletedProcess[str]:
+        """Run a command in the machine."""
+        enter = ["nsenter", "--target", str(power.leader(self.name))]
+        enter += ["-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w"]  # all its namespaces
+        environment = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"]
+        runuser = [] if user == "root" else ["runuser", "-u", user, "--"]
+        return subprocess.run(
+            [*enter, *environment, *runuser, *command], capture_output=True, text=True, check=False
+        )
+
+    def drop_disk(self) -> None:
+        if self.disk.is_mount():
+            call("umount", self.disk)
+
+    def new_disk(self, built: image.Tree, ca: str) -> None:
+        """A blank one, in memory, on top of the tree; it trusts the sandbox's authority."""
+        self.drop_disk()
+        self.disk.mkdir(parents=True, exist_ok=True)
+        call("mount", "-t", "tmpfs", "-o", f"size={DISK_SIZE},mode=755", "tmpfs", self.disk)
+        for name in ("upper", "work", "root", "hypervisor"):
+            (self.disk / name).mkdir()
+        (self.disk / "hypervisor" / "uuid").write_text("ec2a0b1c-0000-0000-0000-000000000000\n")
+        for name, text in {
+            CA_BUNDLE: (built.root / CA_BUNDLE).read_text() + ca,
+            "usr/local/share/ca-certificates/sandbox.crt": ca,  # survives update-ca-certificates
+        }.items():
+            (self.disk / "upper" / name).parent.mkdir(parents=True)
+            (self.disk / "upper" / name).write_text(text)
+
+
+def tree_of(described: dict[str, Any]) -> tuple[image.Tree, str]:
+    """What a machine's image is built as, and its layers, as an overlay has them."""
+    baked = described["ImageId"] in BAKED.values()
+    built = image.bake() if baked else image.build()
+    return built, f"{built.baked}:{built.root}" if baked else str(built.root)
+
+
+def authority_of(folder: Path, built: image.Tree) -> str:
+    """The certificate that machines trust; issued once."""
+    if not (folder / "ca.pem").exists():
+        authority.issue(folder, [f"*.{REGION}.amazonaws.com", *built.mirrors])
+    return (folder / "ca.pem").read_text()
+
+
+def network_of(folder: Path) -> Network:
+    """The sandbox's own, whose name is chosen once."""
+    name = folder / "name"
+    if not name.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        name.write_text(f"sandbox-{secrets.token_hex(3)}")
+    return Network(name.read_text())
+
+
+class Booted:
+    """What one machine and a fleet have in common: the network around them."""
+
+    kind: ClassVar[str] = "vm"
+    addresses: ClassVar[Addresses] = ADDRESSES
+    ports: ClassVar[Ports] = Ports(proxy=9446, prometheus=9090, api=9464, workers=3002)
+    zones: ClassVar[Sequence[Zone]] = ()
+    """Of a fleet; the one machine's subnet is none of them."""
+
+    folder: Path
+    network: Network
 
     def reach(self, what: Literal["proxy", "prometheus"], _: str) -> tuple[str, int]:
         return "127.0.0.1", services.ports(self.folder)[what]
@@ -100,36 +157,82 @@ class VirtualMachine:
     def at(self, place: str) -> AbstractContextManager[object]:
         return self.network.at(place)
 
-    def inside(self, *command: str, user: str = "root") -> subprocess.CompletedProcess[str]:
-        """Run a command in the machine."""
-        enter = ["nsenter", "--target", str(power.leader(self.network.name))]
-        enter += ["-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w"]  # all its namespaces
-        environment = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"]
-        runuser = [] if user == "root" else ["runuser", "-u", user, "--"]
-        return subprocess.run(
-            [*enter, *environment, *runuser, *command], capture_output=True, text=True, check=False
-        )
-
     def prepare(self, step: Callable[[str], AbstractContextManager[None]]) -> None:
         if not image.cached().root.exists():
             with step("Debian 13 tree (cached for a week)"):
                 image.build()
         if not self.network.path("vpc").exists():
             with step("network namespaces"):
-                self.network.make()
+                self.network.make(self.zones)
+
+    def dns(self, built: image.Tree) -> list[str]:
+        """VPC DNS and DHCP, but for who gets which address."""
+        hosts, leases = self.folder / "hosts", self.folder / "leases"
+        if not hosts.exists():
+            hosts.write_text(f"{ADDRESSES.api} {ADDRESSES.api_name}\n")
+        dns = [*self.network.prefix("vpc"), "dnsmasq", "--keep-in-foreground", "--no-resolv"]
+        dns += ["--no-hosts", f"--addn-hosts={hosts}", "--local-ttl=5", "--bind-dynamic"]
+        dns += ["--user=root", "--log-facility=-", "--dhcp-authoritative"]
+        dns += [f"--dhcp-leasefile={leases}", f"--address=/amazonaws.com/{AWS_SERVERS}"]
+        return dns + [f"--address=/{mirror}/{MIRROR_SERVERS}" for mirror in built.mirrors]
+
+    def serve(
+        self,
+        processes: Processes,
+        built: image.Tree,
+        dns: list[str],
+        proxy: str,
+        balancer: Path | None = None,
+    ) -> None:
+        """VPC DNS, DHCP, metadata, AWS, packages, and the ways in; `proxy` is its address."""
+        authority_of(self.folder, built)
+        config = services.Config(
+            network=self.network.name,
+            account=str(self.folder.parent / "aws.json"),
+            certificate=str(self.folder / "server.pem"),
+            packages=str(built.packages),
+            ways_in={
+                "proxy": (proxy, self.ports.proxy),
+                "prometheus": ("127.0.0.1", self.ports.prometheus),
+            },
+            balancer=None if balancer is None else str(balancer),
+        )
+        if not processes.process("dns"):
+            processes.spawn("dns", dns)
+        if not processes.process("services"):
+            config.write(self.folder)
+            processes.module("services", "sandbox.vpc.services", str(self.folder))
+            wait(lambda: services.ports(self.folder), "the VPC's services (logs/services.log)")
+
+
+class VirtualMachine(Booted, Guest):
+    """A `Machine` that boots, alone in its subnet."""
+
+    what: ClassVar[str] = "Debian 13 in systemd-nspawn"
+
+    def __init__(self, folder: Path, processes: Processes) -> None:
+        own = folder / "vm"
+        network = network_of(own)
+        Guest.__init__(self, network, network.name, own, folder / "logs" / "host.log")
+        self._processes = processes
 
     def run(self, account: Account, instance: str, *, new: bool) -> None:
-        found = _described(account, instance)
+        found = described(account, instance)
         [interface] = found["NetworkInterfaces"]
-        baked = found["ImageId"] in BAKED.values()
-        built = image.bake() if baked else image.build()
+        built, layers = tree_of(found)
         if new:
-            self._new_disk(built)
-        self._serve(interface, built)
+            self.new_disk(built, authority_of(self.folder, built))
+        address = interface["PrivateIpAddress"]
+        dns = [*self.dns(built), "--interface=vpc0", "--pid-file="]
+        dns += [f"--dhcp-range={address},{address},1h"]
+        dns += [f"--dhcp-host={interface['MacAddress']},{address}"]
+        dns += [f"--dhcp-option=3,{GATEWAY}", f"--dhcp-option=6,{VPC_DNS}"]
+        self.serve(self._processes, built, dns, address)
         self.update(account, instance)
         config = power.Config(
-            name=self.network.name,
-            tree=f"{built.baked}:{built.root}" if baked else str(built.root),
+            name=self.name,
+            network=self.network.name,
+            tree=layers,
             disk=str(self.disk),
             mac=interface["MacAddress"],
         )
@@ -139,70 +242,17 @@ class VirtualMachine:
         )
 
     def update(self, account: Account, instance: str) -> None:
-        [interface] = _described(account, instance)["NetworkInterfaces"]
+        [interface] = described(account, instance)["NetworkInterfaces"]
         rules = security_group.read(account, interface["NetworkInterfaceId"])
         self.network.nft(security_group.ruleset(rules))
 
     def remove(self) -> None:
-        power.kill(self.network.name)
-        self._drop_disk()
+        power.kill(self.name)
+        self.drop_disk()
         self.network.remove()
 
-    def _drop_disk(self) -> None:
-        if self.disk.is_mount():
-            call("umount", self.disk)
 
-    def _new_disk(self, built: image.Tree) -> None:
-        """A blank one, in memory, on top of the tree; it trusts the sandbox's authority."""
-        self._drop_disk()
-        self.disk.mkdir(exist_ok=True)
-        call("mount", "-t", "tmpfs", "-o", f"size={DISK_SIZE},mode=755", "tmpfs", self.disk)
-        for name in ("upper", "work", "root", "hypervisor"):
-            (self.disk / name).mkdir()
-        (self.disk / "hypervisor" / "uuid").write_text("ec2a0b1c-0000-0000-0000-000000000000\n")
-        if not (self.folder / "ca.pem").exists():
-            authority.issue(self.folder, [f"*.{REGION}.amazonaws.com", *built.mirrors])
-        ca = (self.folder / "ca.pem").read_text()
-        for name, text in {
-            CA_BUNDLE: (built.root / CA_BUNDLE).read_text() + ca,
-            "usr/local/share/ca-certificates/sandbox.crt": ca,  # survives update-ca-certificates
-        }.items():
-            (self.disk / "upper" / name).parent.mkdir(parents=True)
-            (self.disk / "upper" / name).write_text(text)
-
-    def _serve(self, interface: dict[str, Any], built: image.Tree) -> None:
-        """VPC DNS, DHCP, metadata, AWS, packages, and the way in."""
-        address = interface["PrivateIpAddress"]
-        hosts, leases = self.folder / "hosts", self.folder / "leases"
-        if not hosts.exists():
-            hosts.write_text(f"{ADDRESSES.api} {ADDRESSES.api_name}\n")
-        dns = [*self.network.prefix("vpc"), "dnsmasq", "--keep-in-foreground", "--no-resolv"]
-        dns += ["--no-hosts", f"--addn-hosts={hosts}", "--local-ttl=5", "--bind-dynamic"]
-        dns += ["--interface=vpc0", "--user=root", "--pid-file=", "--log-facility=-"]
-        dns += ["--dhcp-authoritative", f"--dhcp-range={address},{address},1h"]
-        dns += [f"--dhcp-host={interface['MacAddress']},{address}", f"--dhcp-leasefile={leases}"]
-        dns += [f"--dhcp-option=3,{GATEWAY}", f"--dhcp-option=6,{VPC_DNS}"]
-        dns += [f"--address=/amazonaws.com/{AWS_SERVERS}"]
-        dns += [f"--address=/{mirror}/{MIRROR_SERVERS}" for mirror in built.mirrors]
-        config = services.Config(
-            network=self.network.name,
-            account=str(self.folder.parent / "aws.json"),
-            certificate=str(self.folder / "server.pem"),
-            packages=str(built.packages),
-            ways_in={
-                "proxy": (address, self.ports.proxy),
-                "prometheus": ("127.0.0.1", self.ports.prometheus),
-            },
-        )
-        if not self._processes.process("dns"):
-            self._processes.spawn("dns", dns)
-        if not self._processes.process("services"):
-            config.write(self.folder)
-            self._processes.module("services", "sandbox.vpc.services", str(self.folder))
-            wait(lambda: services.ports(self.folder), "the VPC's services (logs/services.log)")
-
-
-def _described(account: Account, instance: str) -> dict[str, Any]:
+def described(account: Account, instance: str) -> dict[str, Any]:
     """What EC2 has on record of an instance."""
     answer = account.client("ec2").describe_instances(InstanceIds=[instance])
     return dict(answer["Reservations"][0]["Instances"][0])

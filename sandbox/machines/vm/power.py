@@ -31,9 +31,14 @@ class Config:
     """What to boot."""
 
     name: str
+    network: str
     tree: str
     disk: str
     mac: str
+    place: str = "machine"
+    """Its namespace in the network."""
+    bridge: str | None = None
+    """Its subnet, for one of a fleet."""
 
     @classmethod
     def read(cls, file: Path) -> Config:
@@ -95,7 +100,7 @@ class PowerSwitch:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._network = Network(config.name)
+        self._network = Network(config.network)
         self._running: subprocess.Popen[bytes] | None = None
         self._stopping = False
 
@@ -108,10 +113,10 @@ class PowerSwitch:
 
     def _boot(self) -> int:
         config, began = self._config, time.monotonic()
-        self._network.plug(config.mac)
+        self._network.plug(config.mac, config.place, config.bridge)
         for group in cgroups(config.name):
             group.mkdir(exist_ok=True)
-        command = ["nsenter", f"--net={self._network.path('machine')}", "unshare", "--mount"]
+        command = ["nsenter", f"--net={self._network.path(config.place)}", "unshare", "--mount"]
         command += ["setpriv", "--pdeathsig", "KILL", "sh", str(_BOOT)]
         command += [config.name, config.tree, config.disk, *map(str, cgroups(config.name))]
         self._running = subprocess.Popen(command, stdin=subprocess.DEVNULL)

@@ -1,6 +1,7 @@
-"""Instances of the embedded AWS."""
+"""Instances and launch templates of the embedded AWS."""
 
 import base64
+import re
 from typing import Any, ClassVar
 
 from pulumi.runtime.rpc import UNKNOWN
@@ -22,6 +23,17 @@ OF_THE_INTERFACE = (  # refused beside an interface of the program's own
     *("associatePublicIpAddress", "privateIp", "securityGroups", "sourceDestCheck", "subnetId"),
     "vpcSecurityGroupIds",
 )
+
+
+def check_machine(inputs: Values, data_key: str) -> Problems:
+    """What an instance and a template have in common."""
+    data = inputs.get(data_key, "")
+    if data != UNKNOWN and (size := len(base64.b64decode(data))) > USER_DATA_LIMIT:
+        yield data_key, f"has {size} bytes, at most {USER_DATA_LIMIT} are allowed"
+    for key, value in inputs.get("metadataOptions", {}).items():
+        if value not in (allowed := METADATA_OPTIONS[key]) and value != UNKNOWN:
+            wanted = " or ".join(map(str, allowed)) if len(allowed) == 2 else "1 to 64"
+            yield f"metadataOptions.{key}", f"must be {wanted}, not {value!r}"
 
 
 class Instance(AwsKind):
@@ -60,13 +72,7 @@ class Instance(AwsKind):
                 yield key, "belongs to the interface when primaryNetworkInterface is given"
         if own is None and inputs.get("subnetId") is None:
             yield "subnetId", "or primaryNetworkInterface is required: there is no default VPC"
-        data = inputs.get("userDataBase64", "")
-        if data != UNKNOWN and (size := len(base64.b64decode(data))) > USER_DATA_LIMIT:
-            yield "userDataBase64", f"has {size} bytes, at most {USER_DATA_LIMIT} are allowed"
-        for key, value in inputs.get("metadataOptions", {}).items():
-            if value not in (allowed := METADATA_OPTIONS[key]) and value != UNKNOWN:
-                wanted = " or ".join(map(str, allowed)) if len(allowed) == 2 else "1 to 64"
-                yield f"metadataOptions.{key}", f"must be {wanted}, not {value!r}"
+        yield from check_machine(inputs, "userDataBase64")
         if inputs.get("rootBlockDevice", {}).get("volumeType", "gp3") not in VOLUME_TYPES:
             yield "rootBlockDevice.volumeType", f"must be one of {', '.join(VOLUME_TYPES)}"
 
@@ -227,3 +233,123 @@ class Instance(AwsKind):
     def delete(self, it: Existing) -> None:
         """EC2 refuses if it is protected, and so does moto."""
         self.ec2.terminate_instances(InstanceIds=[it.id])
+
+
+TAGGED = ("instance", "network-interface", "spot-instances-request", "volume")
+
+
+class LaunchTemplate(AwsKind):
+    """aws.ec2.LaunchTemplate: a new version for every change but the tags.
+
+    EC2 looks at what a template names when a machine or a group is made of it, not before.
+    """
+
+    type = "aws:ec2/launchTemplate:LaunchTemplate"
+    missing = "InvalidLaunchTemplateId.NotFound"
+    replaces = frozenset({"name"})
+    data = frozenset(
+        {"blockDeviceMappings", "iamInstanceProfile", "imageId", "instanceType"}
+        | {"metadataOptions", "networkInterfaces", "tagSpecifications", "userData"}
+        | {"vpcSecurityGroupIds"}
+    )
+    updates = data | {"description", "tags", "updateDefaultVersion"}
+    computed = frozenset({"arn", "defaultVersion", "latestVersion"})
+    volatile = frozenset({"defaultVersion", "latestVersion"})
+    sets = frozenset({"vpcSecurityGroupIds"})
+    autoname = "name"
+
+    def check(self, inputs: Values) -> Problems:
+        name = inputs["name"]
+        if name != UNKNOWN and not re.fullmatch(r"[a-zA-Z0-9().\-/_]{3,128}", name):
+            yield "name", f"{name!r} must have 3 to 128 letters, digits or ().-/_"
+        yield from check_machine(inputs, "userData")
+        for index, one in enumerate(inputs.get("tagSpecifications", [])):
+            if one.get("resourceType") not in (*TAGGED, UNKNOWN):
+                allowed = ", ".join(TAGGED)
+                yield f"tagSpecifications[{index}].resourceType", f"must be one of {allowed}"
+        for index, one in enumerate(inputs.get("blockDeviceMappings", [])):
+            disk = one.get("ebs", {})
+            path = f"blockDeviceMappings[{index}]"
+            if disk.get("volumeType", "gp3") not in (*VOLUME_TYPES, UNKNOWN):
+                yield f"{path}.ebs.volumeType", f"must be one of {', '.join(VOLUME_TYPES)}"
+            if disk.get("encrypted", "true") not in ("true", "false", UNKNOWN):
+                yield f"{path}.ebs.encrypted", "must be true or false"
+        cards = inputs.get("networkInterfaces", [])
+        if cards and inputs.get("vpcSecurityGroupIds"):
+            yield "vpcSecurityGroupIds", "belong to the interface when networkInterfaces are given"
+        if len(cards) > 1:
+            yield "networkInterfaces", "more than one is not modelled by the sandbox"
+
+    def _data(self, inputs: Values) -> Values:
+        disks = [
+            {
+                **given(DeviceName=one.get("deviceName")),
+                "Ebs": {
+                    key: value == "true" if key in ("Encrypted", "DeleteOnTermination") else value
+                    for key, value in pascal(one.get("ebs", {})).items()
+                },
+            }
+            for one in inputs.get("blockDeviceMappings", [])
+        ]
+        cards = []
+        for one in inputs.get("networkInterfaces", []):
+            card = {"DeviceIndex": 0, **pascal(one)}
+            if "SecurityGroups" in card:
+                card["Groups"] = card.pop("SecurityGroups")
+            for key in ("AssociatePublicIpAddress", "DeleteOnTermination"):
+                if key in card:
+                    card[key] = card[key] == "true"
+            cards.append(card)
+        options, profile = inputs.get("metadataOptions"), inputs.get("iamInstanceProfile")
+        return given(
+            ImageId=inputs.get("imageId"),
+            InstanceType=inputs.get("instanceType"),
+            UserData=inputs.get("userData"),
+            BlockDeviceMappings=disks or None,
+            NetworkInterfaces=cards or None,
+            MetadataOptions=options and pascal(options),
+            IamInstanceProfile=profile and pascal(profile),
+            SecurityGroupIds=inputs.get("vpcSecurityGroupIds"),
+            TagSpecifications=[
+                {"ResourceType": one["resourceType"], "Tags": to_tags(one.get("tags", {}))}
+                for one in inputs.get("tagSpecifications", [])
+            ]
+            or None,
+        )
+
+    def create(self, inputs: Values) -> tuple[str, Values]:
+        made = self.ec2.create_launch_template(
+            LaunchTemplateName=inputs["name"],
+            LaunchTemplateData=self._data(inputs),
+            **given(VersionDescription=inputs.get("description")),
+            **self.specification("launch-template", inputs),
+        )["LaunchTemplate"]["LaunchTemplateId"]
+        return made, self.describe(made) or {}
+
+    def describe(self, resource_id: str) -> Values | None:
+        """What a version holds is as this program wrote it: versions never change."""
+        found = self.ec2.describe_launch_templates(LaunchTemplateIds=[resource_id])
+        if not (templates := found["LaunchTemplates"]):
+            return None  # moto's way to say that it is not there
+        return {
+            "arn": self.session.arn(f"launch-template/{resource_id}"),
+            "defaultVersion": templates[0]["DefaultVersionNumber"],
+            "latestVersion": templates[0]["LatestVersionNumber"],
+            "name": templates[0]["LaunchTemplateName"],
+            "tagsAll": from_tags(templates[0].get("Tags", [])),
+        }
+
+    def update(self, it: Existing) -> Values:
+        if any(it.inputs.get(k) != it.state.get(k) for k in (*self.data, "description")):
+            made = self.ec2.create_launch_template_version(
+                LaunchTemplateId=it.id,
+                LaunchTemplateData=self._data(it.inputs),
+                **given(VersionDescription=it.inputs.get("description")),
+            )["LaunchTemplateVersion"]["VersionNumber"]
+            if it.inputs.get("updateDefaultVersion"):
+                self.ec2.modify_launch_template(LaunchTemplateId=it.id, DefaultVersion=str(made))
+        self.retag_ec2(it)
+        return self.describe(it.id) or {}
+
+    def delete(self, it: Existing) -> None:
+        self.ec2.delete_launch_template(LaunchTemplateId=it.id)

@@ -9,7 +9,7 @@ import re
 from botocore.exceptions import BotoCoreError, ClientError
 
 from sandbox.providers import base
-from sandbox.providers.aws import ec2, iam, secretsmanager, vpc
+from sandbox.providers.aws import autoscaling, ec2, elbv2, iam, secretsmanager, vpc
 from sandbox.providers.aws.kind import AwsKind, Session, from_tags
 from sandbox.providers.base import UserError, Values
 
@@ -24,6 +24,11 @@ KINDS: tuple[type[AwsKind], ...] = (
     secretsmanager.Secret,
     secretsmanager.SecretVersion,
     ec2.Instance,
+    ec2.LaunchTemplate,
+    elbv2.LoadBalancer,
+    elbv2.TargetGroup,
+    elbv2.Listener,
+    autoscaling.Group,
 )
 
 
@@ -59,6 +64,7 @@ class Aws(base.Provider):
             "aws:ec2/getSecurityGroup:getSecurityGroup": ({"id"}, self.get_security_group),
             "aws:ec2/getSubnet:getSubnet": ({"id"}, self.get_subnet),
             "aws:index/getCallerIdentity:getCallerIdentity": (set(), self.get_caller_identity),
+            "aws:index/getDefaultTags:getDefaultTags": (set(), self.get_default_tags),
             "aws:index/getPartition:getPartition": (set(), self.get_partition),
             "aws:index/getRegion:getRegion": (set(), self.get_region),
             "aws:secretsmanager/getSecret:getSecret": ({"arn", "name"}, self.get_secret),
@@ -79,6 +85,10 @@ class Aws(base.Provider):
         who = self.session.identity
         account = {"id": who["Account"], "accountId": who["Account"]}
         return {**arguments, **account, "arn": who["Arn"], "userId": who["UserId"]}
+
+    def get_default_tags(self, arguments: Values) -> Values:
+        """aws.get_default_tags."""
+        return {**arguments, "id": self.session.region, "tags": self.session.tags({})}
 
     def get_secret(self, arguments: Values) -> Values:
         """aws.secretsmanager.get_secret, by name or ARN (AWS takes a part of it, too)."""

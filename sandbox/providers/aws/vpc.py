@@ -269,6 +269,13 @@ class _Rule(AwsKind):
             "tagsAll": from_tags(rule.get("Tags", [])),
         }
 
+    def read(self, it: Existing) -> Values | None:
+        """moto forgets the description of a rule that names a group."""
+        seen = super().read(it)
+        if seen and seen.get("referencedSecurityGroupId") and not seen.get("description"):
+            seen.pop("description", None)
+        return seen
+
     def update(self, it: Existing) -> Values:
         """In place, so that there is no moment without the rule."""
         rule = given(

@@ -1,0 +1,333 @@
+"""A fleet under the real engine, and what the stand-in for Auto Scaling does with its group."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from sandbox import aws
+from sandbox.autoscaling import HEALTH
+from sandbox.engine import Engine, ProgramError
+from sandbox.processes import wait
+from tests.sandbox.test_engine import changed, inventory
+
+GROUP = "aws:autoscaling/group:Group"
+TEMPLATE = "aws:ec2/launchTemplate:LaunchTemplate"
+FAST = 1_000
+"""Auto Scaling's warm-up and draining take this much less time."""
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """A stack of two subnets, in zones of their own; nothing is deployed."""
+    folder = tmp_path_factory.mktemp("fleet")
+    process, account = aws.start(
+        folder, region=aws.REGION, vpc_cidr="10.20.0.0/16", subnet_cidr="10.20.1.0/24", pace=FAST
+    )
+    try:
+        other = account.client("ec2").create_subnet(
+            VpcId=account.vpc_id, CidrBlock="10.20.9.0/24", AvailabilityZone=f"{aws.REGION}b"
+        )
+        made = Engine(folder, account)
+        made.configure(
+            {
+                "aws:region": account.region,
+                "subnetIds": [account.subnet_id, other["Subnet"]["SubnetId"]],
+                "prometheusCidrs": ["10.20.2.0/24"],
+                "apiSecurityGroupId": account.api_security_group_id,
+                "instanceType": "t3.micro",
+                "grafana": {"enabled": False},
+            }
+        )
+        made.set_secret("adminToken", "engine-test-token")
+        yield made
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@dataclass
+class Fleet:
+    """A deployed stack, and its group as AWS tells of it."""
+
+    engine: Engine
+
+    @property
+    def account(self) -> aws.Account:
+        return aws.Account.read(self.engine.backend.parent / "aws.json")
+
+    @property
+    def scaling(self) -> Any:
+        return self.account.client("autoscaling")
+
+    @property
+    def name(self) -> str:
+        return str(self.engine.outputs()["autoscalingGroupName"])
+
+    @property
+    def group(self) -> dict[str, Any]:
+        found = self.scaling.describe_auto_scaling_groups(AutoScalingGroupNames=[self.name])
+        return dict(found["AutoScalingGroups"][0])
+
+    def there(self) -> dict[str, str]:
+        """Machine → zone, of those that stay."""
+        return {
+            it["InstanceId"]: it["AvailabilityZone"]
+            for it in self.group["Instances"]
+            if it["LifecycleState"] == "InService"
+        }
+
+    def refreshes(self) -> list[dict[str, Any]]:
+        found = self.scaling.describe_instance_refreshes(AutoScalingGroupName=self.name)
+        return list(found["InstanceRefreshes"])
+
+    def activities(self) -> str:
+        found = self.scaling.describe_scaling_activities(AutoScalingGroupName=self.name)
+        return "\n".join(f"{it['Description']} {it['Cause']}" for it in found["Activities"])
+
+    def tell(self, **states: str) -> None:
+        """What a balancer would have found: instance → state; of all others nothing yet."""
+        file = self.engine.backend.parent / HEALTH
+        file.with_suffix(".part").write_text(
+            json.dumps(
+                {
+                    k.replace("_", "-"): {"State": v, "Description": f"is {v}"}
+                    for k, v in states.items()
+                }
+            )
+        )
+        file.with_suffix(".part").replace(file)
+
+    def all_well(self) -> None:
+        (self.engine.backend.parent / HEALTH).unlink(missing_ok=True)
+
+    def grace(self, seconds: int) -> None:
+        self.scaling.update_auto_scaling_group(
+            AutoScalingGroupName=self.name, HealthCheckGracePeriod=seconds
+        )
+
+    def settled(self) -> bool:
+        refreshes = self.refreshes()
+        busy = refreshes and refreshes[0]["Status"] in ("Pending", "InProgress")
+        return not busy and len(self.group["Instances"]) == len(self.there()) == 2
+
+
+@pytest.fixture(scope="module")
+def fleet(engine: Engine) -> Iterator[Fleet]:
+    """Deployed as the first of these tests leaves it."""
+    engine.up()
+    made = Fleet(engine)
+    yield made
+    made.all_well()
+    engine.destroy()
+    left = {k: v for k, v in inventory(made.account).items() if v}
+    assert left == {}
+    elb = made.account.client("elbv2")
+    assert elb.describe_load_balancers()["LoadBalancers"] == []
+    assert elb.describe_target_groups()["TargetGroups"] == []
+    assert made.scaling.describe_auto_scaling_groups()["AutoScalingGroups"] == []
+    assert made.account.client("ec2").describe_launch_templates()["LaunchTemplates"] == []
+
+
+def test_a_fleet_is_deployed_and_changed(engine: Engine) -> None:
+    assert set(engine.preview()) == {"create"}
+    assert set(engine.up()) == {"create"}
+    fleet = Fleet(engine)
+    assert sorted(fleet.there().values()) == [f"{aws.REGION}a", f"{aws.REGION}b"]
+    assert all(inventory(fleet.account).values())
+    assert set(engine.preview()) == {"same"}
+    assert set(engine.up(refresh=True)) == {"same"}
+    first = fleet.there()
+
+    # what the sync brings
+    engine.configure({"prometheusCidrs": ["10.20.2.0/24", "10.20.3.0/24"]})
+    assert not changed(engine) & {GROUP, TEMPLATE}
+    engine.up()
+    assert fleet.there() == first
+
+    # what the machines are made of: a new version, and other machines of it in the same zones
+    for settings in ({"syncInterval": 30}, {"server": "apache"}, {"amiId": aws.BAKED["x86_64"]}):
+        before = fleet.there()
+        engine.configure(settings)
+        assert changed(engine) >= {GROUP, TEMPLATE}
+        assert set(engine.up()) == {"same", "update"}, settings
+        wait(fleet.settled, "the refresh to end")
+        assert fleet.refreshes()[0]["Status"] == "Successful", fleet.refreshes()[0]
+        assert not set(fleet.there()) & set(before)
+        assert sorted(fleet.there().values()) == sorted(before.values())
+        assert set(engine.preview()) == {"same"}
+    engine.configure({"amiId": None, "server": None, "syncInterval": None})
+
+
+def test_new_machines_that_are_never_well_leave_the_old_ones_alone(fleet: Fleet) -> None:
+    wait(fleet.settled, "two machines")
+    old = fleet.there()
+    fleet.tell(**dict.fromkeys(old, "healthy"))
+    fleet.engine.configure({"syncInterval": 31})
+    fleet.engine.up()
+    wait(lambda: len(fleet.there()) == 4, "new machines beside the old")
+    new = fleet.there().keys() - old.keys()
+    # nobody has found anything of them yet: they are waited for
+    assert fleet.refreshes()[0]["Status"] == "InProgress"
+    fleet.tell(**dict.fromkeys(old, "healthy"), **dict.fromkeys(new, "unhealthy"))
+    assert fleet.there().keys() >= old.keys()
+    fleet.grace(0)
+    wait(lambda: fleet.refreshes()[0]["Status"] == "Failed", "the refresh to fail")
+    assert "is unhealthy" in fleet.refreshes()[0]["StatusReason"]
+    wait(fleet.settled, "the new ones to be gone")
+    assert fleet.there() == old
+    # another version heals it
+    fleet.all_well()
+    fleet.engine.configure({"syncInterval": 32})
+    fleet.engine.up()
+    wait(fleet.settled, "the refresh to end")
+    assert fleet.refreshes()[0]["Status"] == "Successful"
+    assert not set(fleet.there()) & set(old)
+
+
+def test_a_template_that_cannot_start_is_refused_by_up(fleet: Fleet) -> None:
+    wait(fleet.settled, "two machines")
+    old, refreshes = fleet.there(), len(fleet.refreshes())
+    ec2 = fleet.account.client("ec2")
+    [image] = ec2.describe_images(ImageIds=[aws.BAKED["x86_64"]])["Images"]
+    own = ec2.copy_image(SourceImageId=image["ImageId"], SourceRegion=aws.REGION, Name="brief")[
+        "ImageId"
+    ]
+    fleet.engine.configure({"amiId": own})
+    fleet.engine.up()
+    wait(fleet.settled, "the refresh to end")
+    ec2.deregister_image(ImageId=own)
+    # the template names an image that is gone, which nobody asks for before AWS does
+    with pytest.raises(ClientError, match="valid fully-formed launch template.*does not exist"):
+        fleet.grace(600)
+    fleet.engine.configure({"amiId": None})
+    fleet.engine.up(refresh=True)
+    wait(fleet.settled, "the refresh to end")
+    assert len(fleet.refreshes()) == refreshes + 2
+    assert not set(fleet.there()) & set(old)
+
+
+def test_a_machine_that_is_ended_or_unwell_is_replaced_in_its_zone(fleet: Fleet) -> None:
+    wait(fleet.settled, "two machines")
+    fleet.grace(0)
+    (killed, zone), (other, _) = sorted(fleet.there().items())
+    fleet.account.client("ec2").stop_instances(InstanceIds=[killed])
+    wait(lambda: killed not in fleet.there() and fleet.settled(), "another machine")
+    assert other in fleet.there()
+    assert zone in fleet.there().values()
+    assert "EC2 health check indicating it has been terminated or stopped" in fleet.activities()
+
+    # one that answers wrongly stays until another is well
+    old = fleet.there()
+    sick, well = sorted(old)
+    fleet.tell(**{sick: "unhealthy", well: "healthy"})
+    wait(lambda: len(fleet.there()) == 3, "another machine beside it")
+    [new] = fleet.there().keys() - old.keys()
+    assert fleet.there()[new] == old[sick]
+    fleet.tell(**{sick: "unhealthy", well: "healthy", new: "healthy"})
+    wait(fleet.settled, "the old one to be gone")
+    assert fleet.there().keys() == {well, new}
+    assert "ELB system health check failure" in fleet.activities()
+    fleet.all_well()
+
+
+def test_what_auto_scaling_refuses(fleet: Fleet) -> None:
+    wait(fleet.settled, "two machines")
+    group, scaling = fleet.group, fleet.scaling
+    name = {"AutoScalingGroupName": group["AutoScalingGroupName"]}
+    template = {
+        "LaunchTemplateId": group["LaunchTemplate"]["LaunchTemplateId"],
+        "Version": group["LaunchTemplate"]["Version"],
+    }
+    sizes = {"MinSize": 1, "MaxSize": 2}
+    more = {**sizes, "LaunchTemplate": template, "VPCZoneIdentifier": group["VPCZoneIdentifier"]}
+    rolling = {"MinHealthyPercentage": 100, "MaxHealthyPercentage": 200}
+    for call, asked, code, words in (
+        ("create_auto_scaling_group", {**name, **more}, "AlreadyExists", "already exists"),
+        ("delete_auto_scaling_group", name, "ResourceInUse", "while there are instances"),
+        ("update_auto_scaling_group", {**name, "MinSize": 9}, "ValidationError", "Max bound"),
+        ("update_auto_scaling_group", {**name, "DesiredCapacity": 9}, "ValidationError", "between"),
+        (
+            "update_auto_scaling_group",
+            {**name, "LaunchTemplate": {**template, "Version": "99"}},
+            "ValidationError",
+            "fully-formed launch template",
+        ),
+        ("cancel_instance_refresh", name, "ActiveInstanceRefreshNotFound", "No in progress"),
+        (
+            "start_instance_refresh",
+            {**name, "Preferences": {**rolling, "AutoRollback": True}},
+            "ValidationError",
+            "DesiredConfiguration parameter is empty",
+        ),
+        (
+            "start_instance_refresh",
+            {
+                **name,
+                "Preferences": {**rolling, "AutoRollback": True},
+                "DesiredConfiguration": {"LaunchTemplate": {**template, "Version": "$Latest"}},
+            },
+            "ValidationError",
+            "version",
+        ),
+    ):
+        with pytest.raises(ClientError, match=words) as refused:
+            getattr(scaling, call)(**asked)
+        assert refused.value.response["Error"]["Code"] == code, call
+
+
+def test_a_rollback_brings_back_what_the_group_had_on_record(fleet: Fleet) -> None:
+    """As when the group is not given the new template first, which the provider does."""
+    wait(fleet.settled, "two machines")
+    fleet.grace(0)
+    old, group = fleet.there(), fleet.group
+    fleet.tell(**dict.fromkeys(old, "healthy"))
+    template = {
+        "LaunchTemplateId": group["LaunchTemplate"]["LaunchTemplateId"],
+        "Version": "1",
+    }
+    assert group["LaunchTemplate"]["Version"] != "1"
+    asked = {
+        "AutoScalingGroupName": group["AutoScalingGroupName"],
+        "DesiredConfiguration": {"LaunchTemplate": template},
+        "Preferences": {
+            "MinHealthyPercentage": 100,
+            "MaxHealthyPercentage": 200,
+            "AutoRollback": True,
+        },
+    }
+    fleet.scaling.start_instance_refresh(**asked)
+    with pytest.raises(ClientError, match="already in progress"):
+        fleet.scaling.start_instance_refresh(**asked)
+    wait(lambda: len(fleet.there()) == 4, "new machines beside the old")
+    new = fleet.there().keys() - old.keys()
+    fleet.tell(**dict.fromkeys(old, "healthy"), **dict.fromkeys(new, "unhealthy"))
+    wait(lambda: fleet.refreshes()[0]["Status"] == "RollbackSuccessful", "the rollback")
+    wait(fleet.settled, "the new ones to be gone")
+    assert fleet.there() == old
+    assert fleet.group["LaunchTemplate"] == group["LaunchTemplate"]
+    fleet.all_well()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"subnetIds": ["A", "A"]}, "subnetIds"),
+        ({"subnetId": "A"}, "subnetId"),
+    ],
+)
+def test_a_refusal_is_one_line(engine: Engine, settings: dict[str, Any], words: str) -> None:
+    account = aws.Account.read(engine.backend.parent / "aws.json")
+    before = engine.config_file.read_text()
+    engine.configure(json.loads(json.dumps(settings).replace('"A"', f'"{account.subnet_id}"')))
+    try:
+        with pytest.raises(ProgramError, match=words) as refused:
+            engine.preview()
+    finally:
+        engine.config_file.write_text(before)
+    assert "\n" not in str(refused.value)
