@@ -1,4 +1,4 @@
-.PHONY: help setup demo down test check generate dashboard behaviour
+.PHONY: help setup demo down test check verify generate dashboard behaviour
 PYTHON := .venv/bin/python
 
 help: ## show this
@@ -24,6 +24,9 @@ check: ## ruff and mypy
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m mypy
+
+verify: ## whether what a stack declares is in force: STACK=prod [WAIT=600] [PROMETHEUS_URL=…]
+	@$(PYTHON) -m monitoring.verify $(if $(STACK),--stack $(STACK)) $(if $(WAIT),--wait $(WAIT))
 
 dashboard: ## render the program's sections into ops/grafana/dashboard-sba.json, with default limits
 	@$(PYTHON) -m monitoring.dashboard ops/grafana/dashboard-sba.json

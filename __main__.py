@@ -50,6 +50,8 @@ for name, value in {**network.exports, **host.exports, **texts}.items():
 pulumi.export("prometheusRules", alerts.rules_file(settings, dashboard))
 pulumi.export("proxyConfiguration", bundle["configuration"])
 pulumi.export("userData", cloud_config.described(settings, place.region, bundle_secret))
+build = cloud_config.build(settings, place.region, bundle_secret)
+pulumi.export("declared", {"build": build, "syncLate": settings.sync_late, **secrets.declared})
 pulumi.export("tokenSecretArn", secrets.token_secret_arn)
 pulumi.export("bundleSecretArn", secrets.bundle_secret_arn)
 pulumi.export("securityGroupId", network.security_group_id)
