@@ -13,7 +13,7 @@ import yaml
 
 from sandbox.providers import schema
 from tests.components.cloud import Cloud, reveal
-from tests.components.conftest import TOKEN, Deploy, stack_file
+from tests.components.conftest import TOKEN, Deploy, committed
 from tests.leaks import holds
 from tests.readme import settings_table
 
@@ -61,7 +61,7 @@ def bundle(cloud: Cloud) -> dict[str, Any]:
 
 @pytest.mark.parametrize("stack", ["dev", "staging", "prod"])
 def test_every_stack_file_deploys(deploy: Deploy, stack: str) -> None:
-    cloud = deploy(stack_file(stack), stack=stack)
+    cloud = deploy(committed(stack), stack=stack)
     assert len(cloud.all(INSTANCE)) == 1
     assert len(cloud.all("grafana:oss/dashboard:Dashboard")) == 1
 
