@@ -69,19 +69,20 @@ def deploy(engine: None, monkeypatch: pytest.MonkeyPatch) -> Deploy:
             raise
         cloud.urns = sorted(monitor.get_registered_resources())
         assert len(cloud.urns) == len(cloud.resources), "two resources share a URN"
-        cloud.outputs = {name: plain(value) for name, value in cloud.outputs.items()}
+        outputs = {name: shown(value) for name, value in cloud.outputs.items()}
+        cloud.outputs = {name: value for name, (value, _) in outputs.items()}
+        cloud.secret_outputs = {name for name, (_, secret) in outputs.items() if secret}
         return cloud
 
     return run
 
 
-def plain(value: pulumi.Input[Any]) -> Any:
-    """The value of an output that everybody may see."""
+def shown(value: pulumi.Input[Any]) -> tuple[Any, bool]:
+    """The value of an output, and whether it is marked secret."""
 
-    async def read() -> Any:
+    async def read() -> tuple[Any, bool]:
         output = pulumi.Output.from_input(value)
-        assert not await output.is_secret()
-        return await output.future()
+        return await output.future(), await output.is_secret()
 
     return asyncio.get_event_loop().run_until_complete(read())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ from config.settings import NAMESPACE
 from sandbox import aws
 from sandbox.engine import STACK, Engine, ProgramError
 from sandbox.providers import grafana
-from sandbox.tools import ROOT, find
+from sandbox.tools import ROOT
 
 [NEW_MACHINE] = re.findall(r"pulumi up --replace '(.*)'", (ROOT / "README.md").read_text())
 """The machine's URN, as README has it."""
@@ -312,9 +311,7 @@ def test_what_changes_the_address(destroyed: Engine) -> None:
     engine.up()
 
     def rename(name: str) -> None:
-        command = [find("pulumi"), "stack", "rename", "--stack", engine.stack.name, name]
-        environment = {**os.environ, **engine.environment}
-        subprocess.run(command, cwd=engine.project, env=environment, check=True)
+        engine.cli("stack", "rename", name)
         engine.stack = auto.Stack.select(name, engine.stack.workspace)
 
     # Grafana takes no second folder of a title
@@ -457,19 +454,7 @@ def test_a_plain_token_is_refused(engine: Engine) -> None:
 
 def test_what_pulumi_config_set_writes_is_a_setting_or_a_line(engine: Engine) -> None:
     def put(key: str, value: str, *options: str) -> None:
-        command = [
-            find("pulumi"),
-            "config",
-            "set",
-            "--stack",
-            STACK,
-            "--path",
-            *options,
-            key,
-            value,
-        ]
-        environment = {**os.environ, **engine.environment}
-        subprocess.run(command, cwd=engine.project, env=environment, check=True)
+        engine.cli("config", "set", "--path", *options, key, value)
 
     before = engine.config_file.read_text()
     try:
