@@ -144,6 +144,29 @@ class Engine:
             raise ProgramError(_diagnostics("\n".join(lines)) or str(error)) from None
 
 
+def copied(folder: Path, account: Account, name: str) -> Engine:
+    """The engine of a committed stack file, filled in for the embedded AWS."""
+    token = account.client("secretsmanager").create_secret(Name=f"theirs/{name}", SecretString="-")
+    text = stack_file(
+        name,
+        {
+            "URL of Grafana": "http://grafana.invalid",
+            "id of a private subnet": account.subnet_id,
+            "network of Prometheus": "10.20.2.0/24",
+            "network of the API": "10.20.3.0/24",
+            "security group of the API": account.api_security_group_id,
+            "domain of the API": "example.internal",
+            "ARN of the token": token["ARN"],
+            "name of a contact point": "on call",
+            "URL of your copy": "https://wiki.example.com/runbook",
+        },
+    )
+    file = folder / name / "project" / "config" / f"Pulumi.{name}.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    return Engine(folder / name, account, name)
+
+
 def stack_file(name: str, values: Mapping[str, str]) -> str:
     """A committed stack file; `values` say what to put in, by how its placeholders begin."""
 
