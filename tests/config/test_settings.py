@@ -1135,9 +1135,13 @@ def test_problems_of_token_and_settings_are_told_together() -> None:
 @pytest.mark.usefixtures("engine")
 def test_placeholders_are_told_alone_and_secrets_are_not_looked_at() -> None:
     configure(adminToken="<hush>", subnetId="<subnet>", port=1)
-    assert load_refusal() == (
-        'metrics-proxy:subnetId: "<subnet>" is a placeholder: put in what it says'
-    )
+    pulumi.runtime.set_config("grafana:url", "<URL>")
+    with pytest.raises(SettingsError) as caught:
+        stack.load()
+    assert set(str(caught.value).splitlines()) == {
+        'metrics-proxy:subnetId: "<subnet>" is a placeholder: put in what it says',
+        'grafana:url: "<URL>" is a placeholder: put in what it says',
+    }
 
 
 def test_the_value_of_a_key_that_is_stored_as_a_secret_is_not_shown() -> None:
