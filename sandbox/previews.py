@@ -118,7 +118,7 @@ def stable(text: str) -> str:
     text = re.sub(r"\b(subnet|sg|vpc|ami)-[0-9a-f]{17}\b", r"\1-…", text)
     text = re.sub(r"(-----BEGIN CERTIFICATE-----\\n)[^\"]*", r"\1…", text)
     text = re.sub(r"\b[0-9a-f]{64}\b|(?<=-)[0-9a-f]{7}(?=\")", "…", text)  # also of names
-    head, *blocks = re.split(r"(?m)^(?= {4,}\S+ (?:\S+:)+ \()", text)
+    head, *blocks = re.split(r"(?m)^(?= {4,}[-+~]{1,2} ?[^\s:]+:\S+: \([\w-]+\)$)", text)
     *blocks, last = blocks or [""]
     last, tail, rest = last.partition("    --outputs:--\n")
     if not tail:
