@@ -1,4 +1,4 @@
-.PHONY: help setup demo down test check verify generate dashboard behaviour
+.PHONY: help setup demo down test check verify generate dashboard previews behaviour
 PYTHON := .venv/bin/python
 
 help: ## show this
@@ -34,6 +34,10 @@ dashboard: ## render the program's sections into ops/grafana/dashboard-sba.json,
 generate: dashboard ## render what is committed in ops/: the dashboard, the alerts, the proxy configurations
 	@$(PYTHON) -m monitoring.alerts ops/prometheus/rules.yml
 	@$(PYTHON) -m host.proxy ops/proxy
+
+previews: ## write docs/previews.md, as the engine finds it
+	@tools/setup.sh demo
+	@$(PYTHON) -m sandbox.previews
 
 behaviour: ## write docs/behaviour.md, as the suite finds it
 	@tools/setup.sh test

@@ -1,7 +1,7 @@
 """The component resources of the program."""
 
 from components.certificates import Certificates, CertificatesArgs
-from components.monitoring import Monitoring, MonitoringArgs, before_aws
+from components.monitoring import Monitoring, MonitoringArgs, before_aws, prometheus_rules
 from components.preflight import ask
 from components.proxy_host import ProxyHostArgs, proxy_host
 from components.proxy_network import ProxyNetworkArgs, proxy_network
@@ -18,6 +18,7 @@ __all__ = [
     "ProxySecretsArgs",
     "ask",
     "before_aws",
+    "prometheus_rules",
     "proxy_host",
     "proxy_network",
     "secret_names",

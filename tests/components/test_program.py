@@ -14,7 +14,7 @@ import yaml
 from sandbox.providers import schema
 from tests.certificates import self_signed
 from tests.components.cloud import Cloud, reveal
-from tests.components.conftest import FLEET, TOKEN, Deploy, stack_file
+from tests.components.conftest import FLEET, TOKEN, Deploy, committed
 from tests.leaks import holds
 from tests.readme import settings_table
 
@@ -67,7 +67,7 @@ def bundle(cloud: Cloud) -> dict[str, Any]:
 
 @pytest.mark.parametrize("stack", ["dev", "staging", "prod"])
 def test_every_stack_file_deploys(deploy: Deploy, stack: str) -> None:
-    cloud = deploy(stack_file(stack), stack=stack)
+    cloud = deploy(committed(stack), stack=stack)
     assert len(cloud.all(INSTANCE)) == 1
     assert len(cloud.all("grafana:oss/dashboard:Dashboard")) == 1
 
@@ -516,6 +516,7 @@ def test_the_outputs(deploy: Deploy) -> None:
     objects = list(yaml.safe_load_all(cloud.outputs["scrapeConfigObjects"]))
     assert [it["kind"] for it in objects] == ["ConfigMap", "ScrapeConfig", "ScrapeConfig"]
     texts = ("scrapeConfig", "scrapeConfigList", "scrapeConfigObjects", "prometheusRules")
+    texts += ("alerts", "dashboard")
     text = user_data(cloud)
     committed = yaml.safe_load(cloud.outputs["userData"])[0]
     assert committed.keys() == {"path", "sha256"}
@@ -532,7 +533,6 @@ def test_the_outputs(deploy: Deploy) -> None:
             "certificateEnd": "2027-11-27T12:00:00Z",
         },
         "privateIp": "10.20.0.10",
-        "proxyTargets": [{"address": "10.20.0.10:9447"}],
         "caCertificate": "CA",
         **{name: cloud.outputs[name] for name in texts},
         "userData": cloud.outputs["userData"],
@@ -545,12 +545,24 @@ def test_the_outputs(deploy: Deploy) -> None:
         "dashboardUrl": "https://grafana.example.com/d/sba",
     }
     assert not holds(json.dumps(cloud.outputs).encode(), TOKEN)
+    # Grafana has them: not for use, and no help in a preview
+    assert cloud.secret_outputs == {"prometheusRules"}
+    assert deploy(grafana={"alerts": False}).secret_outputs == set()
+    assert deploy(grafana={"enabled": False}).secret_outputs == set()
+
+
+def rule_group(cloud: Cloud) -> dict[str, Any]:
+    """The alerts in Grafana; their rules are marked secret, to keep them out of previews."""
+    group = cloud.only(RULES)
+    rules, secret = reveal(group["rules"])
+    assert secret
+    return {**group, "rules": rules}
 
 
 def test_the_alerts_are_grafanas_and_an_output(deploy: Deploy) -> None:
     limits = {"queues": {"mail": {"warning": 7, "critical": 9}}}
     cloud = deploy(workers=limits, grafana={"contactPoint": "on call"})
-    group = cloud.only(RULES)
+    group = rule_group(cloud)
     assert (group["name"], group["folderUid"]) == ("metrics-proxy-dev", "sba-dev")
     assert group["intervalSeconds"] == 60
     written = yaml.safe_load(cloud.outputs["prometheusRules"])["groups"][0]["rules"]
@@ -563,14 +575,14 @@ def test_the_alerts_are_grafanas_and_an_output(deploy: Deploy) -> None:
 
 
 def test_in_a_shared_folder_the_alerts_name_their_stack(deploy: Deploy) -> None:
-    group = deploy(grafana={"folderUid": "theirs"}).only(RULES)
+    group = rule_group(deploy(grafana={"folderUid": "theirs"}))
     assert (group["name"], group["folderUid"]) == ("metrics-proxy-dev", "theirs")
     assert all(rule["name"].endswith(" (dev)") for rule in group["rules"])
 
 
 def test_alerts_know_no_variable_and_have_a_data_source_of_their_own(deploy: Deploy) -> None:
     grafana = {"datasourceUid": "mimir", "alertDatasourceUid": "prometheus-2"}
-    for rule in deploy(grafana=grafana).only(RULES)["rules"]:
+    for rule in rule_group(deploy(grafana=grafana))["rules"]:
         assert rule["datas"][0]["datasourceUid"] == "prometheus-2"
 
 
