@@ -1,7 +1,7 @@
 .PHONY: help setup demo down test check generate dashboard behaviour picture lock \
 	install preview deploy renew drift
 PYTHON := .venv/bin/python
-LOCK := $(PYTHON) -m uv pip compile --quiet --generate-hashes --universal --python-version=3.11
+LOCK = $(PYTHON) -m uv pip compile --quiet $(UPGRADE) --generate-hashes --universal --python-version=3.11
 
 # asked for by the targets that work on a stack, and by no other
 stack = --stack "$(or $(STACK),$(error which stack? make $@ STACK=dev))"
