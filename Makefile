@@ -31,7 +31,7 @@ check: ## ruff, mypy, shellcheck, actionlint, zizmor
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m mypy
-	@.venv/bin/shellcheck tools/*.sh .ci/run
+	@.venv/bin/shellcheck --severity=warning tools/*.sh .ci/run
 	@.cache/bin/actionlint -shellcheck .venv/bin/shellcheck
 	@.venv/bin/zizmor --offline --quiet .github
 
