@@ -389,7 +389,7 @@ def through(declared: Declared, prometheus: str) -> list[Line]:
 
 def _why(error: Exception) -> str:
     verify = getattr(error, "verify_message", None)
-    return verify or getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(verify or getattr(error, "strerror", None) or error) or type(error).__name__
 
 
 def outputs(stack: str | None) -> Any:

@@ -233,6 +233,31 @@ def test_a_missing_bundle_does_not_stop_a_token(synced: Machine) -> None:
     assert metric(synced, "upstream_up") == {("api",): 1}
 
 
+def test_a_version_is_in_use_only_if_its_generation_is(synced: Machine) -> None:
+    assert len(metric(synced, "secret_info")) == 2
+    (synced.run_folder / "current" / "endpoints.json").unlink()
+    synced._environment |= {"http_proxy": "http://127.0.0.1:9"}
+    fails(synced, "fetch_token", "fetch_bundle")
+    assert metric(synced, "secret_info") == {}
+    assert metric(synced, "configuration_info") == {}
+
+
+def test_the_version_before_is_not_that_of_what_a_killed_run_left_serving(synced: Machine) -> None:
+    state = synced.run_folder / "state.json"
+    before, first = state.read_text(), metric(synced, "secret_info")
+    offer(synced)
+    ok(synced)
+    state.write_text(before)
+    good = dict(synced._environment)
+    synced._environment |= {"http_proxy": "http://127.0.0.1:9"}
+    fails(synced, "fetch_token", "fetch_bundle")
+    assert synced.token() == SECOND
+    assert first.keys() & metric(synced, "secret_info").keys() == set()
+    synced._environment = good
+    ok(synced)
+    assert len(metric(synced, "secret_info")) == 2
+
+
 def test_a_secrets_manager_out_of_reach_is_no_write_error(synced: Machine) -> None:
     """botocore's connection errors are OSErrors in part; a proxy that is not there gives one."""
     synced._environment |= {"http_proxy": "http://127.0.0.1:9"}

@@ -100,13 +100,14 @@ def test_a_stack_lives_from_preview_to_destroy(
     assert set(engine.up()) == {"same"}
     machine = engine.outputs()["instanceId"]
 
-    # another server: its configuration, and nothing of the user data but the part that is committed
+    # another server: its configuration, and of the user data the part that is committed and the
+    # digest of all that the machine is made of
     engine.configure({"server": "apache"})
     lines: list[str] = []
     engine.preview(lines.append, diff=True)
     text = "\n".join(lines)
     data = re.split("~ userData +:", text)[1].splitlines()
-    assert [one.split()[1] for one in data if " => " in one] == ["path", "sha256:"], data
+    assert [one.split()[1] for one in data if " => " in one] == ["path", "sha256:", "build"], data
     engine.configure({"server": None})
 
     # what the sync brings: no replacement, and the diff can be read
