@@ -25,7 +25,6 @@ from sandbox.machines.vm.fleet import Fleet, Member
 from sandbox.processes import wait
 from sandbox.system import Sandbox, SandboxError
 from sandbox.vpc.network import MIRROR_SERVERS
-from tests.vm import clients
 from tests.vm.conftest import boot
 from tests.vm.test_causes import edited, shortened
 from tests.vm.test_lifecycle import processes, traces
@@ -77,7 +76,11 @@ def under_load(booted: Sandbox) -> Iterator[dict[str, dict[str, int]]]:
     assert booted.fleet
     address = booted.engine.outputs()["proxyUrl"].removeprefix("https://")
     name, _, port = address.partition(":")
-    command = [*booted.fleet.resolving(), sys.executable, str(Path(clients.__file__))]
+    command = [
+        *booted.fleet.resolving(),
+        sys.executable,
+        str(Path(__file__).with_name("clients.py")),
+    ]
     command += [name, port, booted.proxy()["ca_file"], "8"]
     running = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     answers: dict[str, dict[str, int]] = {}
