@@ -17,7 +17,6 @@ from typing import Final, NamedTuple
 from hypothesis import HealthCheck, Phase, assume, given, seed, settings
 from hypothesis import strategies as st
 
-from config.settings import HEALTH_PATH
 from tests.behaviour.wire import SERVER_NAME
 
 SEED: Final = 9446
@@ -95,10 +94,7 @@ TARGETS: Final = st.one_of(
         st.sampled_from([SERVER_NAME, "api:9464", "127.0.0.1", "[::1]:80", "a@b", "", "x:99999"]),
         st.sampled_from([*PATHS, "", "/admin", "//metrics", "?a", "/metrics?x"]),
     ),
-    st.sampled_from(
-        ["*", "metrics", "api:9464", "", "//api:9464/metrics", "/metrics/proxy", HEALTH_PATH]
-    ),
-    st.builds(_inserted, st.just(HEALTH_PATH), PIECES, st.integers(0, 8)),
+    st.sampled_from(["*", "metrics", "api:9464", "", "//api:9464/metrics", "/metrics/proxy"]),
     st.integers(1000, 9000).map(lambda n: "/metrics/" + "x" * n),
 )
 

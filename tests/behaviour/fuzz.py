@@ -10,7 +10,7 @@ from typing import Final
 
 from config.settings import HEALTH_PATH
 from tests.behaviour.corpus import MARK, Request, corpus
-from tests.behaviour.proxies import Proxy, unlimited
+from tests.behaviour.proxies import RENDERED, Proxy, unlimited
 from tests.behaviour.upstream import CANARY, DOCUMENT, Received
 from tests.behaviour.wire import BALANCER, CLIENT, SERVER_NAME, exchange
 from tests.leaks import holds
@@ -18,6 +18,9 @@ from tests.leaks import holds
 THREADS: Final = 16
 EVERY: Final = 50
 """A scrape that has to be answered comes after so many requests."""
+
+HEALTH_EVERY: Final = 20
+"""One in so many requests is sent for the health, too, by Prometheus and by the load balancer."""
 
 SCRAPER: Final = b"Prometheus/3.0"
 SCRAPES: Final = [
@@ -64,13 +67,19 @@ def run(kind: str) -> Result:
     def send(item: tuple[int, Request]) -> None:
         number, request = item
         raw = request.raw.replace(MARK, f"{MARK}{number}").encode("latin-1")
-        # what the load balancer's address asks reaches the API no more than what it answers
-        for source in (CLIENT, *([BALANCER] if HEALTH_PATH in request.raw else [])):
-            name = request.server_name
-            answer = exchange(proxy.port, raw + LAST, source=source, server_name=name, patience=2)
-            if holds(answer.data, CANARY):
-                result.leaks.append(request)
-            result.healthy[source] += b"HTTP/1.1 204 " in answer.data
+        answer = exchange(proxy.port, raw + LAST, server_name=request.server_name, patience=2)
+        if holds(answer.data, CANARY):
+            result.leaks.append(request)
+        if number % HEALTH_EVERY == 0 and kind in RENDERED:
+            raw = raw.replace(b"/metrics", HEALTH_PATH.encode())
+            for source in (CLIENT, BALANCER):
+                name = request.server_name
+                answer = exchange(
+                    proxy.port, raw + LAST, source=source, server_name=name, patience=2
+                )
+                if holds(answer.data, CANARY):
+                    result.leaks.append(request)
+                result.healthy[source] += b"HTTP/1.1 204 " in answer.data
         if number % EVERY == 0:
             scrape = exchange(proxy.port, SCRAPES[number // EVERY % 2].encode(), patience=10)
             whole = [response.body for response in scrape.responses] == [DOCUMENT]

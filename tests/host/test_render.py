@@ -15,7 +15,7 @@ import jinja2
 import pytest
 import yaml
 
-from config.settings import URL_MAX, Endpoint, Settings, SettingsError
+from config.settings import HEALTH_PATH, URL_MAX, Endpoint, Settings, SettingsError
 from host import cloud_config, proxy
 from tests.certificates import self_signed
 
@@ -102,7 +102,21 @@ TOKEN = "t" * 3900
 def test_the_server_accepts_the_configuration(
     make: Make, complaints_of: Complaints, server: str, config: dict[str, object], token: str
 ) -> None:
-    assert complaints_of(server, proxy.render(make(server=server, **config)), token) == ""
+    for balancer in ([], ["10.0.1.0/24", "10.0.2.0/24"]):
+        text = proxy.render(make(server=server, **config), balancer)
+        assert complaints_of(server, text, token) == ""
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_the_health_check_is_for_the_load_balancers_networks_and_a_fleet_only(
+    make: Make, server: str
+) -> None:
+    one, fleet = (proxy.render(make(server=server), it) for it in ([], ["10.9.0.0/24"]))
+    assert HEALTH_PATH not in one
+    networks = [line for line in fleet.splitlines() if "10.9.0.0/24" in line]
+    assert len(networks) == 1
+    # the sync moves the one listen line for its trial
+    assert len(re.findall(r"(?im)^\s*listen\s", fleet)) == 1
 
 
 def test_nginx_holds_a_little_more_than_the_settings_accept(

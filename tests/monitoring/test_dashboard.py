@@ -17,6 +17,7 @@ from monitoring import dashboard as d
 from monitoring import panels as p
 from monitoring.classic import dumps, load_dashboard
 from monitoring.workers import VARIABLE
+from tests.monitoring.conftest import FLEET
 
 MakeSettings = Callable[..., Settings]
 
@@ -294,6 +295,16 @@ def test_all_that_the_workers_and_the_sync_export_is_shown(settings: MakeSetting
     exported = set(re.findall(r"""\bshow\(\s*["'](\w+)["']""", source))
     assert exported >= {"secret_info", "sync_failed"}
     assert shown["metrics_proxy"] == exported
+
+
+def test_a_fleets_machines_are_told_apart_by_their_zones(settings: MakeSettings) -> None:
+    one, fleet = (
+        json.dumps(panels(d.with_sections(EMPTY, it))) for it in (settings(), settings(**FLEET))
+    )
+    assert re.search(r"\bzone\b", one) is None
+    assert re.search(r"\binstance\b", fleet) is None
+    # but for the endpoints, of which a fleet's load balancer is asked
+    assert fleet.count("{{zone}}") == one.count("{{instance}}") - 1
 
 
 PREFIXES = ("sba_worker", "metrics_proxy")

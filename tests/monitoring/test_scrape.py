@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from config.settings import Settings
-from monitoring.scrape import scrape_config, scrape_config_list, scrape_config_objects
+from monitoring.scrape import scrape_config, scrape_config_list, scrape_config_objects, targets
 from tests.certificates import self_signed
 
 MakeSettings = Callable[..., Settings]
@@ -115,6 +115,29 @@ def write_config(folder: Path, *scrapes: str) -> Path:
     return main
 
 
+ZONES = {"eu-1a": "eu-1a.lb.test", "eu-1b": "eu-1b.lb.test"}
+each_kind = pytest.mark.parametrize("zones", [{}, ZONES], ids=["one machine", "a fleet"])
+
+
+def test_of_a_fleet_any_machine_answers_for_the_api_and_each_for_itself(
+    settings: MakeSettings,
+) -> None:
+    chosen = settings(port=9999)
+    api, own = yaml.safe_load(scrape_config_list(chosen, "lb.test", ZONES, CA))
+    assert [it["targets"] for it in api["static_configs"]] == [["lb.test:9999"]] * 2
+    assert own["static_configs"] == [
+        {"targets": [f"{name}:9999"], "labels": {"zone": zone}} for zone, name in ZONES.items()
+    ]
+
+
+def test_a_target_is_an_address_and_of_a_fleet_its_zone(settings: MakeSettings) -> None:
+    assert targets(settings(), "10.0.1.5", {}) == [{"address": "10.0.1.5:9446"}]
+    assert targets(settings(), "lb.test", ZONES) == [
+        {"address": "eu-1a.lb.test:9446", "zone": "eu-1a"},
+        {"address": "eu-1b.lb.test:9446", "zone": "eu-1b"},
+    ]
+
+
 def check(promtool: str, config: Path) -> str:
     """Return what promtool has against a config file, or nothing."""
     command = [promtool, "check", "config", str(config)]
@@ -123,10 +146,11 @@ def check(promtool: str, config: Path) -> str:
     return done.stderr if done.returncode else ""
 
 
+@each_kind
 def test_promtool_accepts_the_scrape_file_and_reads_it(
-    settings: MakeSettings, promtool: str, certificate: Path, tmp_path: Path
+    settings: MakeSettings, promtool: str, certificate: Path, tmp_path: Path, zones: dict[str, str]
 ) -> None:
-    text = scrape_config(settings(), "10.0.1.5", {}, authority(certificate))
+    text = scrape_config(settings(), "10.0.1.5", zones, authority(certificate))
     config = write_config(tmp_path, text)
     assert not check(promtool, config)
     config.write_text(config.read_text() + "scrape_configs: [{job_name: sba-api}]\n")
@@ -162,11 +186,14 @@ def test_the_bare_list_is_the_same_jobs(
     assert not check(promtool, tmp_path / "prometheus.yml")
 
 
-def test_the_operators_objects_are_the_same_jobs(settings: MakeSettings) -> None:
+@each_kind
+def test_the_operators_objects_are_the_same_jobs(
+    settings: MakeSettings, zones: dict[str, str]
+) -> None:
     chosen = settings(serverName="proxy.test", fallbackScrapeProtocol="PrometheusText0.0.4")
-    config_map, *scrapes = yaml.safe_load_all(scrape_config_objects(chosen, "10.0.1.5", {}, CA))
+    config_map, *scrapes = yaml.safe_load_all(scrape_config_objects(chosen, "10.0.1.5", zones, CA))
     schema = json.loads(OPERATOR.read_text())
-    jobs = yaml.safe_load(scrape_config_list(chosen, "10.0.1.5", {}, CA))
+    jobs = yaml.safe_load(scrape_config_list(chosen, "10.0.1.5", zones, CA))
     for found, job in zip(scrapes, jobs, strict=True):
         jsonschema.validate(found, schema)
         spec = found["spec"]
