@@ -43,8 +43,8 @@ def _kind(options: argparse.Namespace) -> str:
     if wanted == "vm" and reason:
         raise SandboxError(f"--host vm: {reason}")
     if (getattr(options, "machines", None) or 1) > 1 and (reason or wanted == "process"):
-        why = reason or "and --host is process"
-        raise SandboxError(f"--machines {options.machines}: only machines that boot: {why}")
+        why = reason or "--host is process"
+        raise SandboxError(f"--machines {options.machines} takes machines that boot: {why}")
     if reason:
         print(f"The host runs as plain processes; it cannot boot here: {reason}.", file=sys.stderr)
     return "process" if reason or wanted == "process" else "vm"

@@ -17,7 +17,7 @@ import time
 import traceback
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -140,10 +140,12 @@ class AutoScaling:
             return "it has been terminated or stopped"
         return health(self._folder, one.instance_id).get("Description", "Health checks failed")
 
-    def _start(self, group: Any, template: dict[str, str], cause: str) -> Any:
-        """One more machine, in the zone that has the fewest; None if EC2 refuses it."""
+    def _start(
+        self, group: Any, template: dict[str, str], cause: str, beside: Iterable[Any]
+    ) -> Any:
+        """One more machine, in the zone that has the fewest of these; None if EC2 refuses it."""
         subnets = group.vpc_zone_identifier.split(",")
-        there = Counter(one.instance.subnet_id for one in live(group) if one.template == template)
+        there = Counter(one.instance.subnet_id for one in beside)
         subnet = min(subnets, key=lambda one: (there[one], subnets.index(one)))
         activity = act(group, "Launching a new EC2 instance", cause)
         try:
@@ -256,12 +258,12 @@ class AutoScaling:
                 group, one, "in response to a difference between desired and actual capacity"
             )
         if len(there) < wanted and time.monotonic() - group.failed_at > 10:
-            template = {**spec(group)}
             self._start(
                 group,
-                template,
+                spec(group),
                 "an instance was started in response to a difference between desired and actual "
                 f"capacity, increasing the capacity from {len(there)} to {len(there) + 1}.",
+                [one for one in there if one.health_status == "Healthy"],
             )
 
     def _refresh(self, group: Any, refresh: Refresh, now: float) -> None:
@@ -276,25 +278,26 @@ class AutoScaling:
             if self._state(one) == "healthy" and now - one.since >= refresh.warmup / self._pace
         ]
         # one of the old for each of the new, in its zone if there is one
-        for one in old[: max(0, len(ready) + len(old) - desired)]:
-            zones = Counter(done.availability_zone for done in ready)
-            zones.subtract(left.availability_zone for left in old)
+        for _ in range(len(ready) + len(old) - desired):
+            zones = Counter(it.availability_zone for it in ready)
+            zones.subtract(it.availability_zone for it in old)
             victim = max(old, key=lambda it: (zones[it.availability_zone], -it.since))
             old.remove(victim)
-            del one
             self._leave(group, victim, "in response to an instance refresh")
         if not refresh.reason:
             room = math.floor(desired * int(refresh.preferences["MaxHealthyPercentage"]) / 100)
-            for _ in range(min(desired - len(new), room - len(new) - len(old))):
+            for _ in range(min(desired - len(new), room - len(there))):
                 made = self._start(
                     group,
                     refresh.wanted,
                     "an instance was launched in response to an instance refresh.",
+                    new,
                 )
                 if made is None:
                     refresh.reason = group.activities[-1]["StatusMessage"]
                     break
                 refresh.new.add(made.instance_id)
+                new.append(made)
         if refresh.reason:
             refresh.reason = f"The replacement instances did not become healthy: {refresh.reason}"
             if refresh.preferences.get("AutoRollback"):
@@ -324,7 +327,7 @@ class AutoScaling:
     # -- what AWS refuses --------------------------------------------------------------------------
 
     def check(self, group: dict[str, Any]) -> None:
-        """Sizes that fit each other, and a template that would start."""
+        """Sizes that fit each other, and a template that would start, if one is named."""
         low, high, desired = (int(group[key]) for key in ("min", "max", "desired"))
         if low > high:
             refuse("Max bound, {}, must be greater than or equal to min bound, {}", high, low)
@@ -335,10 +338,13 @@ class AutoScaling:
                 low,
                 high,
             )
-        template = group["template"]
+        if (template := group["template"]) is None:
+            return
         try:
             data = self._template(template)
             found = self._ec2.describe_images(ImageIds=[data["ImageId"]])["Images"]
+            if not found:  # moto's way to say that it was there once
+                refuse(f"{TEMPLATE} The image id '[{{}}]' does not exist", data["ImageId"])
             kinds = self._ec2.describe_instance_types(InstanceTypes=[data["InstanceType"]])
             runs = kinds["InstanceTypes"][0]["ProcessorInfo"]["SupportedArchitectures"]
             if found[0]["Architecture"] not in runs:
@@ -479,8 +485,7 @@ def mend(auto_scaling: Callable[[], AutoScaling], folder: Path) -> Iterator[tupl
         def value(key: str, attribute: str) -> Any:
             return getattr(group, attribute, None) if given.get(key) is None else given[key]
 
-        template = given.get("launch_template") or {}
-        found = dict(spec(group)) if group else {}
+        template, found = given.get("launch_template") or {}, None
         if template:
             if name := template.get("LaunchTemplateName"):
                 template_id = backend.ec2_backend.get_launch_template_by_name(name).id
@@ -643,12 +648,11 @@ def mend(auto_scaling: Callable[[], AutoScaling], folder: Path) -> Iterator[tupl
         return made
 
     def drop(self: Any, arn: str) -> None:
-        enis = self.ec2_backend.enis
-        if made := self.load_balancers.get(arn):
-            for eni in [e for e in enis.values() if (e.description or "").endswith(arn[-16:])]:
-                eni.subnet.del_subnet_ip(eni.private_ip_address)
-                self.ec2_backend.delete_network_interface(eni.id)
-            del made
+        """Its addresses go with it."""
+        own = f"ELB net/{arn.partition('/net/')[2]}"
+        for card in [it for it in self.ec2_backend.enis.values() if it.description == own]:
+            card.subnet.del_subnet_ip(card.private_ip_address)
+            self.ec2_backend.delete_network_interface(card.id)
         drop_balancer(self, arn)
 
     modify = ELBv2Backend.modify_target_group

@@ -25,7 +25,6 @@ from sandbox.machines.vm.fleet import Fleet, Member
 from sandbox.processes import wait
 from sandbox.system import Sandbox, SandboxError
 from sandbox.vpc.network import MIRROR_SERVERS
-from tests.vm import clients
 from tests.vm.conftest import boot
 from tests.vm.test_causes import edited, shortened
 from tests.vm.test_lifecycle import processes, traces
@@ -77,7 +76,11 @@ def under_load(booted: Sandbox) -> Iterator[dict[str, dict[str, int]]]:
     assert booted.fleet
     address = booted.engine.outputs()["proxyUrl"].removeprefix("https://")
     name, _, port = address.partition(":")
-    command = [*booted.fleet.resolving(), sys.executable, str(Path(clients.__file__))]
+    command = [
+        *booted.fleet.resolving(),
+        sys.executable,
+        str(Path(__file__).with_name("clients.py")),
+    ]
     command += [name, port, booted.proxy()["ca_file"], "8"]
     running = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     answers: dict[str, dict[str, int]] = {}
@@ -95,6 +98,12 @@ def instances(fleet: Fleet) -> dict[str, Member]:
 def console(booted: Sandbox, instance: str) -> str:
     log = booted.logs / f"host-{instance}.log"
     return log.read_text(errors="replace") if log.exists() else ""
+
+
+def asked(fleet: Fleet, instance: str) -> bool:
+    """Whether a request of Prometheus' place has come to a machine."""
+    journal = fleet.guest(instance).inside("journalctl", "--no-pager", "-o", "cat")
+    return PROMETHEUS in journal.stdout
 
 
 def grace(booted: Sandbox, seconds: int) -> None:
@@ -177,13 +186,13 @@ def test_machines_that_never_become_healthy_get_no_connection(
             )
 
         wait(named, f"{why} and {console_says}", PATIENCE)
+        assert not any(asked(fleet, it) for it in new)
+        assert all(asked(fleet, it) for it in old)
         grace(booted, 1)
         with pytest.raises(SandboxError, match=rf"the old machines stay.*{why}") as refused:
             booted.up()
         assert "\n" not in str(refused.value)
         wait(lambda: instances(fleet).keys() == old.keys(), "the new ones to be gone", PATIENCE)
-        assert not any(PROMETHEUS in console(booted, it) for it in new)
-        assert any(PROMETHEUS in console(booted, it) for it in old)
 
     with under_load(booted) as answers:
         with dropped(fleet, f"ip daddr {MIRROR_SERVERS} reject with tcp reset"):
@@ -199,34 +208,6 @@ def test_machines_that_never_become_healthy_get_no_connection(
     assert lost(booted, began)[0] == 0
     assert instances(fleet).keys() == old.keys()
     assert all(set(outcomes) == {"200"} for outcomes in answers.values()), answers
-
-
-CHANGES: list[dict[str, Any]] = [
-    # another image, with the packages; what the units and the sync are told
-    {"amiId": BAKED["arm64" if platform.machine() == "aarch64" else "x86_64"], "syncInterval": 2},
-    {"server": "apache"},
-]
-
-
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
-def test_a_change_of_what_machines_are_made_of_loses_no_scrape(
-    booted: Sandbox, fleet: Fleet, change: dict[str, Any]
-) -> None:
-    began, old = time.time(), instances(fleet)
-    booted.engine.configure(change)
-    with under_load(booted) as answers:
-        booted.up()
-        wait(partial(healthy, booted), "the old ones to be gone", PATIENCE)
-    assert not instances(fleet).keys() & old.keys()
-    assert {it.zone for it in fleet.members()} == {it.zone for it in old.values()}
-    failed, scrapes = lost(booted, began)
-    assert (failed, lost(booted, began, "sba-proxy")[0]) == (0, 0)
-    assert scrapes > ENDPOINTS
-    assert all(set(outcomes) == {"200"} for outcomes in answers.values()), answers
-    server = booted.engine.config[f"{NAMESPACE}:server"]
-    for it in fleet.members():
-        running = fleet.guest(it.instance).inside("ps", "-eo", "comm").stdout
-        assert {"nginx": "nginx", "apache": "apache2"}[server] in running
 
 
 @contextmanager
@@ -299,3 +280,31 @@ def test_a_machine_that_is_lost_costs_the_scrapes_under_way(
     record_property("scrapes lost", f"{failed} of {scrapes}")
     print(f"{fault.__name__}: {failed} of {scrapes} scrapes lost")
     assert failed <= 4 * ENDPOINTS
+
+
+CHANGES: list[dict[str, Any]] = [
+    # another image, with the packages; what the units and the sync are told
+    {"amiId": BAKED["arm64" if platform.machine() == "aarch64" else "x86_64"], "syncInterval": 2},
+    {"server": "apache"},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
+def test_a_change_of_what_machines_are_made_of_loses_no_scrape(
+    booted: Sandbox, fleet: Fleet, change: dict[str, Any]
+) -> None:
+    began, old = time.time(), instances(fleet)
+    booted.engine.configure(change)
+    with under_load(booted) as answers:
+        booted.up()
+        wait(partial(healthy, booted), "the old ones to be gone", PATIENCE)
+    assert not instances(fleet).keys() & old.keys()
+    assert {it.zone for it in fleet.members()} == {it.zone for it in old.values()}
+    failed, scrapes = lost(booted, began)
+    assert (failed, lost(booted, began, "sba-proxy")[0]) == (0, 0)
+    assert scrapes > ENDPOINTS
+    assert all(set(outcomes) == {"200"} for outcomes in answers.values()), answers
+    server = booted.engine.config[f"{NAMESPACE}:server"]
+    for it in fleet.members():
+        running = fleet.guest(it.instance).inside("ps", "-eo", "comm").stdout
+        assert {"nginx": "nginx", "apache": "apache2"}[server] in running

@@ -29,3 +29,21 @@ def test_the_command_line_says_so(
     assert main(["--folder", str(tmp_path / "sandbox"), "up", "--host", "vm"]) == 1
     assert capsys.readouterr().err == f"sandbox: --host vm: {obstacle()}\n"
     assert not (tmp_path / "sandbox").exists()
+
+
+def test_a_fleet_takes_machines_that_boot(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "sandbox"
+    assert main(["--folder", str(folder), "up", "--machines", "2", "--host", "process"]) == 1
+    said = "sandbox: --machines 2 takes machines that boot: --host is process\n"
+    assert capsys.readouterr().err == said
+    assert not folder.exists()
+
+
+def test_the_number_of_machines_is_a_new_sandbox(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "sandbox.json").write_text('{"host": "vm", "machines": 2, "processes": {}}')
+    assert main(["--folder", str(tmp_path), "up", "--machines", "1"]) == 1
+    assert capsys.readouterr().err.endswith("sandbox: 2 machines are up; run: down, then up\n")
