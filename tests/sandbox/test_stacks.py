@@ -168,7 +168,9 @@ def test_secrets_that_are_there_are_imported(account: aws.Account, tmp_path: Pat
     assert manager.get_secret_value(SecretId=there["secrets-token"])["SecretString"] == CANARY
     assert set(engine.preview()) == {"same"}
     engine.destroy()
-    assert not any(inventory(account).values())
+    left = inventory(account)
+    assert [secret["Name"] for secret in left.pop("secrets")] == ["theirs/staging"]
+    assert not any(left.values())
 
 
 def test_the_commands_of_the_page_set_up_a_stack(account: aws.Account, tmp_path: Path) -> None:
