@@ -155,10 +155,15 @@ def deployed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[E
 def inputs(engine: Engine, kind: str) -> list[dict[str, Any]]:
     """What the program said of its resources of a type, out of the state, secrets too."""
     state = engine.stack.export_stack().deployment or {}
+
+    def plain(value: Any) -> Any:
+        secret = isinstance(value, dict) and "plaintext" in value
+        return json.loads(value["plaintext"]) if secret else value
+
     return [
-        {k: json.loads(v["plaintext"]) if "plaintext" in v else v for k, v in r["inputs"].items()}
-        for r in state["resources"]
-        if r["type"] == kind
+        {key: plain(value) for key, value in resource["inputs"].items()}
+        for resource in state["resources"]
+        if resource["type"] == kind
     ]
 
 
