@@ -143,3 +143,14 @@ def test_the_workflows_pulumi_is_that_of_the_program() -> None:
         step["with"]["pulumi-version"] for step in STEPS if "pulumi-version" in step.get("with", {})
     ]
     assert f"pulumi=={install}" in (ROOT / "requirements.in").read_text().splitlines()
+
+
+def test_the_page_names_what_has_to_be_set() -> None:
+    page = (ROOT / "docs" / "ci.md").read_text()
+    used = {
+        name for file in FILES for name in re.findall(r"(?:vars|secrets)\.(\w+)", file.read_text())
+    }
+    kinds = {body["environment"].partition("}}")[2] for body in ON_STACKS.values()} - {""}
+    targets = {step["run"].removeprefix("make ") for step in STEPS if "run" in step}
+    for said in (*used, *(f"dev{kind}" for kind in kinds), *(f"make {name}" for name in targets)):
+        assert f"`{said}`" in page, said

@@ -32,4 +32,4 @@ def main(png: str, hours: float = 6) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1])
