@@ -11,7 +11,7 @@ from tests.docs.pages import Command, pages
 
 BY_HAND: Final = "tests/docs/test_by_hand.py"
 DEMO: Final = "tests/docs/test_demo.py"
-OPTIONS: Final = "tests/docs/test_commands.py"
+STACK: Final = "tests/docs/test_stack.py"
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,17 @@ TABLE: Final[list[tuple[str, str, How]]] = [
     (r"docs/runbook.*", r"curl .*", Run(DEMO)),
     (r".*", r"make .*", Checked("make")),
     (r".*", r"(?:\.venv/bin/)?python -m monitoring\.dashboard .*", Checked("monitoring.dashboard")),
-    (r".*", r"GRAFANA_URL=… .*", Run("tests/sandbox/test_grafana.py")),
+    (r".*", r"GRAFANA_URL=… .* -m pytest -m .*", Checked("pytest")),
     (r".*", r"python3 -m venv .*", Not("asks the package index; tools/setup.sh does the same")),
     # the cloud
     (r".*", r"pulumi up --replace '\*\*::proxy-instance'", Run("tests/sandbox/test_engine.py")),
     (r".*", r"pulumi stack output \w+ > .*", Run(DEMO)),
     (r".*", r"pulumi stack output .* \| kubectl .*", Checked("pulumi")),
+    (
+        r".*",
+        r"pulumi (stack init|config set|config rm) ((?!--path)--\w+ )*[\w.:]+( \S+)?",
+        Run(STACK),
+    ),
     (r".*", r"(?s)pulumi .*", Checked("pulumi")),
     (r".*", r"(?s)aws .*", Checked("aws")),
     # of others
@@ -70,7 +75,7 @@ TABLE: Final[list[tuple[str, str, How]]] = [
         r"testssl .*",
         Not("testssl.sh is no tool of the project: run once, by hand"),
     ),
-    (r"docs/decisions\.md", r"systemctl reload", Run("tests/vm/test_boot.py")),
+    (r"docs/decisions\.md", r"systemctl reload", Not("says how the program does it")),
 ]
 """Page, command, and how: the first row that fits is the command's. Patterns match as a whole."""
 

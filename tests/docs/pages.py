@@ -118,7 +118,7 @@ class Page:
             for text in lines(block.text)
         ]
         for line, text in self.spans:
-            words = text.split()
+            words = re.sub(r"^(\w+=\S* )+", "", text).split()
             option = any(word.startswith("-") for word in words[1:])
             if len(words) > 1 and (
                 Path(words[0]).name in PROGRAMS
