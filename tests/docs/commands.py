@@ -43,13 +43,14 @@ SYSTEMD: Final = Not("needs systemd; the booted machine masks that unit, as test
 TABLE: Final[list[tuple[str, str, How]]] = [
     # by hand
     (r"ops/proxy/README\.md", r"apt-get .*", MIRROR),
-    (r"ops/proxy/README\.md", r"systemctl disable .*", SYSTEMD),
+    (r"ops/proxy/README\.md|docs/migration\.md", r"systemctl disable .*", SYSTEMD),
     (r"ops/proxy/README\.md", r"systemctl show .*", SYSTEMD),
     (r"ops/proxy/README\.md", r"(?s).*", Run(BY_HAND)),
     # an image
     (r"docs/image\.md", r"aws .*", Checked("aws")),
     (r"docs/image\.md", r"pulumi .*", Checked("pulumi")),
     (r"docs/image\.md", r".*", Run("sandbox/machines/vm/image.py")),
+    (r"docs/migration\.md", r"promtool .*", Run("tests/monitoring/test_scrape.py")),
     # the sandbox
     (r"README\.md", r"(make demo|make down|\.venv/bin/python -m sandbox .*)", Run(DEMO)),
     (r".*", r"(?s)(\.venv/bin/)?python -m sandbox .*", Checked("sandbox")),

@@ -64,6 +64,12 @@ def test_files_that_are_named_are_there(page: Page) -> None:
     assert missing(page) == []
 
 
+def test_tests_that_are_named_are_there(page: Page) -> None:
+    for _, span in page.spans:
+        if found := re.fullmatch(r"(tests/\S+\.py)::(\w+)", span):
+            assert f"def {found[2]}(" in (ROOT / found[1]).read_text(), span
+
+
 def test_every_block_has_a_language(page: Page) -> None:
     """So that it is known whether it holds commands."""
     assert {it.language for it in page.blocks} <= SHELL | DATA

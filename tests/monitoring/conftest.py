@@ -80,6 +80,7 @@ def prometheus(request: pytest.FixtureRequest) -> Callable[[Path], AbstractConte
             f"--config.file={config}",
             f"--storage.tsdb.path={config.parent / 'data'}",
             f"--web.listen-address={address}",
+            "--web.enable-lifecycle",
         ]
         log = config.parent / "prometheus.log"
         with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:

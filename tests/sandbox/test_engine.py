@@ -272,7 +272,7 @@ def test_a_folder_of_others_holds_the_dashboard_and_stays(
 
 
 def test_what_changes_the_address(destroyed: Engine) -> None:
-    """README's *new address*, and what a renamed stack does."""
+    """docs/configuration.md's *new address*, and what a renamed stack does."""
     engine = destroyed
     account = aws.Account.read(engine.backend.parent / "aws.json")
     ec2 = account.client("ec2")
@@ -334,7 +334,7 @@ def test_what_changes_the_address(destroyed: Engine) -> None:
 
 
 def test_the_old_ca_verifies_what_a_renewed_one_signs(destroyed: Engine, tmp_path: Path) -> None:
-    """Its key and its name stay: README gives Prometheus until the end of the old one."""
+    """Its key and its name stay: Prometheus has until the end of the old one."""
     engine, account = destroyed, aws.Account.read(destroyed.backend.parent / "aws.json")
     engine.up()
 
@@ -361,6 +361,29 @@ def test_the_old_ca_verifies_what_a_renewed_one_signs(destroyed: Engine, tmp_pat
         command = ["openssl", "verify", "-x509_strict", "-CAfile", f"{ca}.pem", "leaf.pem"]
         said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert said.returncode == 0, said.stderr
+
+
+def test_what_security_says_to_do_after_a_theft(destroyed: Engine) -> None:
+    engine, account = destroyed, aws.Account.read(destroyed.backend.parent / "aws.json")
+    page = (ROOT / "docs/security.md").read_text()
+    machine, key, value = re.findall(r"(?m)^ +pulumi up --replace '(.*)'", page)
+    assert machine == NEW_MACHINE
+    engine.up()
+    secrets, name = account.client("secretsmanager"), engine.outputs()["bundleSecretArn"]
+    before = (engine.outputs(), json.loads(secrets.get_secret_value(SecretId=name)["SecretString"]))
+
+    engine.up(replace=[key])
+    bundle = secrets.get_secret_value(SecretId=name)["SecretString"]
+    changed = {it for it in before[1] if before[1][it] != json.loads(bundle)[it]}
+    assert changed == {"certificate", "key"}
+    assert engine.outputs() == before[0]
+
+    # what somebody writes by hand stays, and gives way to this alone
+    secrets.put_secret_value(SecretId=name, SecretString="{}")
+    engine.up(refresh=True)
+    assert secrets.get_secret_value(SecretId=name)["SecretString"] == "{}"
+    engine.up(replace=[value])
+    assert secrets.get_secret_value(SecretId=name)["SecretString"] == bundle
 
 
 def test_the_machine_reads_what_customer_keys_encrypt(destroyed: Engine) -> None:
