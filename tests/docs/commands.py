@@ -52,7 +52,11 @@ TABLE: Final[list[tuple[str, str, How]]] = [
     (r"docs/image\.md", r".*", Run("sandbox/machines/vm/image.py")),
     (r"docs/migration\.md", r"promtool .*", Run("tests/monitoring/test_scrape.py")),
     # the sandbox
-    (r"README\.md", r"(make demo|make down|\.venv/bin/python -m sandbox .*)", Run(DEMO)),
+    (
+        r"README\.md",
+        r"(?s)(make demo|make down|\.venv/bin/python -m sandbox .*|curl .*)",
+        Run(DEMO),
+    ),
     (r".*", r"(?s)(\.venv/bin/)?python -m sandbox .*", Checked("sandbox")),
     (r"docs/runbook.*", r"curl .*", Run(DEMO)),
     (r".*", r"make .*", Checked("make")),
