@@ -1,5 +1,12 @@
-.PHONY: help setup demo down test check generate dashboard behaviour
+.PHONY: help setup demo down test check generate dashboard behaviour picture lock \
+	install preview deploy renew drift
 PYTHON := .venv/bin/python
+LOCK = $(PYTHON) -m uv pip compile --quiet $(UPGRADE) --generate-hashes --universal --python-version=3.11
+
+# asked for by the targets that work on a stack, and by no other
+stack = --stack "$(or $(STACK),$(error which stack? make $@ STACK=dev))"
+CERTIFICATES := tls-ca tls-leaf
+BUNDLE := secrets-bundle-value
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -19,11 +26,14 @@ test: ## run every test
 	@tools/setup.sh test
 	@$(PYTHON) -m pytest $(if $(CI),,-n 5)
 
-check: ## ruff and mypy
+check: ## ruff, mypy, shellcheck, actionlint, zizmor
 	@tools/setup.sh test
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m mypy
+	@.venv/bin/shellcheck --severity=warning tools/*.sh .ci/run
+	@.cache/bin/actionlint -shellcheck .venv/bin/shellcheck
+	@.venv/bin/zizmor --offline --quiet .github
 
 dashboard: ## render the program's sections into ops/grafana/dashboard-sba.json, with default limits
 	@$(PYTHON) -m monitoring.dashboard ops/grafana/dashboard-sba.json
@@ -35,3 +45,31 @@ generate: dashboard ## render what is committed in ops/: the dashboard, the aler
 behaviour: ## write docs/behaviour.md, as the suite finds it
 	@tools/setup.sh test
 	@$(PYTHON) -m tests.behaviour.document
+
+picture: ## draw docs/dashboard.png: the dashboard over six hours of sample values
+	@tools/setup.sh test
+	@$(PYTHON) -m tests.monitoring.picture docs/dashboard.png
+
+lock: ## pin all of requirements*.in, with hashes, in requirements*.txt
+	@$(LOCK) --output-file=requirements.txt requirements.in
+	@$(LOCK) --output-file=requirements-dev.txt requirements-dev.in
+
+install: ## install what the program needs, and its providers
+	@pulumi install
+
+preview: ## say what deploy would change in STACK
+	@pulumi preview --diff $(stack)
+
+deploy: ## deploy STACK
+	@pulumi up --yes $(stack)
+
+# What the bundle holds beside the certificate comes from the project as it is here, and is deployed
+# with somebody's approval: a difference there ends this before anything is renewed.
+renew: ## renew the certificates of STACK that are due
+	@pulumi preview --expect-no-changes $(stack) --target '**::$(BUNDLE)'
+	@pulumi up --yes --skip-preview $(stack) $(patsubst %,--target '**::%',$(CERTIFICATES) $(BUNDLE))
+
+# Certificates are in the state alone: nothing but their renewal can differ.
+drift: ## fail if STACK is not as the project says
+	@pulumi preview --refresh --expect-no-changes --diff $(stack) \
+		$(patsubst %,--exclude '**::%',$(CERTIFICATES))

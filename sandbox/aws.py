@@ -163,6 +163,7 @@ def _mend() -> None:
     from moto.ec2.models import EC2Backend
     from moto.ec2.models.amis import Ami, AmiBackend
     from moto.ec2.models.instances import Instance
+    from moto.ec2.models.security_groups import SecurityGroupRule
     from moto.ec2.responses import instances as responses
     from moto.iam.access_control import (
         IAMPolicy,
@@ -291,6 +292,15 @@ def _mend() -> None:
                 raise EC2ClientError(code, f"{code}: for once, says the tag {REFUSED_ONCE}")
         return run(self, image_id, *arguments, **options)
 
+    make_rule = SecurityGroupRule.__init__
+
+    def init_rule(self: SecurityGroupRule, *arguments: Any, **options: Any) -> None:
+        """moto forgets the description of a rule for a group or a prefix list."""
+        make_rule(self, *arguments, **options)
+        for source in arguments:
+            if isinstance(source, dict) and "Description" in source:
+                self.ip_range = {**self.ip_range, "Description": source["Description"]}
+
     def load_amis(self: AmiBackend) -> None:
         """Debian's images instead of the thousand that moto brings, none of which is Debian's."""
         for number, (architecture, own) in enumerate(BAKED.items()):
@@ -335,6 +345,7 @@ def _mend() -> None:
         ),
         (Instance, "terminate", terminate),
         (EC2Backend, "run_instances", run_instances),
+        (SecurityGroupRule, "__init__", init_rule),
         (AmiBackend, "_load_amis", load_amis),
         (responses, "parse_user_data", parse_user_data),
     ):

@@ -77,10 +77,15 @@ if ! command -v pulumi > /dev/null && ! current .cache/pulumi.stamp tools/pulumi
         github.com/pulumi/pulumi/pkg/v3/cmd/pulumi
 fi
 
-if ! current .venv/stamp requirements.txt requirements-dev.txt; then
+if [ "$what" = test ] && ! current .cache/actionlint.stamp tools/actionlint/go.{mod,sum}; then
+    need_go actionlint
+    beside "actionlint (seconds)" build actionlint "-s -w" github.com/rhysd/actionlint/cmd/actionlint
+fi
+
+if ! current .venv/stamp requirements-dev.txt; then
     step "virtual environment" python3 -m venv .venv
     step "Python packages" .venv/bin/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-    stamp .venv/stamp requirements.txt requirements-dev.txt
+    stamp .venv/stamp requirements-dev.txt
 fi
 
 tree=build

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
 import os
 import shutil
-import socket
-import subprocess
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -19,6 +15,7 @@ import pytest
 from config.settings import Settings
 from sandbox.machines.vm.machine import obstacle
 from sandbox.tools import DEBIAN
+from tests.monitoring.server import serve
 
 MakeSettings = Callable[..., Settings]
 
@@ -58,11 +55,8 @@ def promtool() -> str:
 
 @pytest.fixture(scope="session")
 def prometheus(request: pytest.FixtureRequest) -> Callable[[Path], AbstractContextManager[str]]:
-    """Return a context manager that runs Prometheus with a config file; its value is the URL.
-
-    The config's folder is given a `prometheus.log`, and a `data` folder if it has none. The
-    parameter `debian` asks for Debian's, which a machine's tree brings.
-    """
+    """Return `serve` with a Prometheus; the parameter `debian` asks for Debian's, which a machine's
+    tree brings."""
     program = _tool("prometheus")
     if getattr(request, "param", "") == "debian":
         if reason := obstacle():
@@ -70,36 +64,4 @@ def prometheus(request: pytest.FixtureRequest) -> Callable[[Path], AbstractConte
             pytest.skip(f"no tree can be built here: {reason}")
         program = str(DEBIAN / "prometheus")
 
-    @contextlib.contextmanager
-    def run(config: Path) -> Iterator[str]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
-        command = [
-            program,
-            f"--config.file={config}",
-            f"--storage.tsdb.path={config.parent / 'data'}",
-            f"--web.listen-address={address}",
-            "--web.enable-lifecycle",
-        ]
-        log = config.parent / "prometheus.log"
-        with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
-            try:
-                deadline = time.monotonic() + 30
-                while not _ready(address):
-                    assert process.poll() is None, log.read_text()
-                    assert time.monotonic() < deadline, log.read_text()
-                    time.sleep(0.05)
-                yield f"http://{address}"
-            finally:
-                process.terminate()
-
-    return run
-
-
-def _ready(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://{address}/-/ready", timeout=5):
-            return True
-    except OSError:
-        return False
+    return functools.partial(serve, program)

@@ -17,7 +17,7 @@ from config.settings import Settings
 from monitoring import dashboard as d
 from monitoring.classic import dumps
 from sandbox.draw import Prometheus, draw, main
-from tests.monitoring import samples
+from tests.monitoring import picture, samples
 
 MakeSettings = Callable[..., Settings]
 Run = Callable[[Path], AbstractContextManager[str]]
@@ -90,3 +90,9 @@ def test_a_picture_is_drawn_and_what_finds_nothing_is_named(
         assert image.format == "PNG"
         colors = image.convert("RGB").getcolors(1 << 24)
     assert len(colors) > 20
+
+
+def test_the_projects_dashboard_is_drawn(tmp_path: Path) -> None:
+    """`make picture`, with less to draw."""
+    picture.main(str(tmp_path / "dashboard.png"), hours=0.2)
+    assert (tmp_path / "dashboard.png").read_bytes().startswith(b"\x89PNG")

@@ -8,13 +8,20 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import boto3
+import grpc
 import pytest
 from botocore.exceptions import ClientError
 from pulumi import automation as auto
+from pulumi.automation._server import LanguageServer
+from pulumi.runtime.proto import language_pb2_grpc
+from typing_extensions import override
 
 from config.settings import NAMESPACE
 from sandbox import aws
@@ -384,6 +391,113 @@ def test_what_security_says_to_do_after_a_theft(destroyed: Engine) -> None:
     assert secrets.get_secret_value(SecretId=name)["SecretString"] == "{}"
     engine.up(replace=[value])
     assert secrets.get_secret_value(SecretId=name)["SecretString"] == bundle
+
+
+class LanguageHost(LanguageServer):
+    """The Automation API's, for a CLI that looks for `pulumi-language-python`.
+
+    Pulumi's own comes with its release, not with the Go module that `make setup` builds.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(lambda: run_path(str(ROOT / "__main__.py"), run_name="__main__") and None)
+        self.engine = folder / "engine"
+        self.server = grpc.server(ThreadPoolExecutor(4))
+        language_pb2_grpc.add_LanguageRuntimeServicer_to_server(self, self.server)
+        port = self.server.add_insecure_port("127.0.0.1:0")
+        plugin = folder / "pulumi-language-python"
+        plugin.write_text(
+            f'#!/bin/sh\nfor last; do :; done; echo "$last" > {self.engine}\n'
+            f"echo {port}; exec sleep 600\n"
+        )
+        plugin.chmod(0o755)
+        self.server.start()
+
+    @override
+    def Run(self, request: Any, context: Any) -> Any:
+        request.args.insert(0, self.engine.read_text().strip())
+        return super().Run(request, context)
+
+
+@pytest.fixture
+def make(destroyed: Engine, tmp_path: Path) -> Iterator[Callable[..., tuple[int, str]]]:
+    """Run one of the Makefile's targets on the stack; `now` is the time for certificates."""
+    host = LanguageHost(tmp_path)
+    path = os.pathsep.join([str(tmp_path), destroyed.environment["PATH"]])
+    environment = {**os.environ, **destroyed.environment, "PATH": path}
+
+    def run(target: str, now: str = "") -> tuple[int, str]:
+        done = subprocess.run(
+            ["make", "-f", str(ROOT / "Makefile"), target, f"STACK={STACK}"],
+            cwd=destroyed.project,
+            env={**environment, **({"SANDBOX_TLS_NOW": now} if now else {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout
+
+    yield run
+    host.server.stop(None).wait()
+
+
+def test_the_targets_deploy_renew_and_look_for_drift(
+    destroyed: Engine, make: Callable[..., tuple[int, str]]
+) -> None:
+    engine, account = destroyed, aws.Account.read(destroyed.backend.parent / "aws.json")
+    ec2, before = account.client("ec2"), engine.config_file.read_text()
+    # in the CA's last year, and after the leaf's
+    due = (datetime.now(UTC) + timedelta(days=4 * 365 + 20)).isoformat()
+
+    def resources() -> dict[str, tuple[str | None, str | None]]:
+        """Each one's id, and when it changed last."""
+        [state] = engine.backend.glob(f".pulumi/stacks/*/{STACK}.json")
+        found = json.loads(state.read_text())["checkpoint"]["latest"]
+        return {
+            one["urn"].split("::")[-1]: (one.get("id"), one.get("modified"))
+            for one in found.get("resources", [])
+        }
+
+    def changes(target: str, now: str = "") -> set[str]:
+        old = resources()
+        code, text = make(target, now)
+        assert code == 0, text
+        new = resources()
+        return {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
+
+    assert "proxy-instance" in changes("deploy")
+
+    # a renewal that is due is no drift, and hides none
+    assert make("drift", due)[0] == 0
+    rules = ec2.describe_security_group_rules()["SecurityGroupRules"]
+    [rule] = [one for one in rules if one.get("CidrIpv4") == "10.20.2.0/24"]
+    known = ("IpProtocol", "FromPort", "ToPort", "CidrIpv4")
+    theirs = {**{key: rule[key] for key in known}, "Description": "by hand"}
+    ec2.modify_security_group_rules(
+        GroupId=rule["GroupId"],
+        SecurityGroupRules=[
+            {"SecurityGroupRuleId": rule["SecurityGroupRuleId"], "SecurityGroupRule": theirs}
+        ],
+    )
+    code, text = make("drift", due)
+    assert code != 0
+    assert "by hand" in text
+    assert "1 to update" in text
+    assert "tls-" not in text
+
+    # what nobody has approved does not come with a certificate
+    engine.configure({"prometheusCidrs": ["10.20.2.0/24", "10.20.3.0/24"]})
+    old = resources()
+    code, text = make("renew", due)
+    assert code != 0
+    assert "no changes were expected" in text
+    assert resources() == old
+    engine.config_file.write_text(before)
+    engine.configure({"workers": {"errorRate": 0.05}})
+    assert changes("renew", due) == {"tls-ca", "tls-leaf", "secrets-bundle-value"}
+    assert changes("renew", due) == set()
 
 
 def test_the_machine_reads_what_customer_keys_encrypt(destroyed: Engine) -> None:
