@@ -1,4 +1,4 @@
-.PHONY: help setup demo down test check generate dashboard behaviour picture lock \
+.PHONY: help setup demo down test check generate dashboard previews behaviour picture lock \
 	install preview deploy renew drift
 PYTHON := .venv/bin/python
 LOCK = $(PYTHON) -m uv pip compile --quiet $(UPGRADE) --generate-hashes --universal --python-version=3.11
@@ -41,6 +41,10 @@ dashboard: ## render the program's sections into ops/grafana/dashboard-sba.json,
 generate: dashboard ## render what is committed in ops/: the dashboard, the alerts, the proxy configurations
 	@$(PYTHON) -m monitoring.alerts ops/prometheus/rules.yml
 	@$(PYTHON) -m host.proxy ops/proxy
+
+previews: ## write docs/previews.md, as the engine finds it
+	@tools/setup.sh demo
+	@$(PYTHON) -m sandbox.previews
 
 behaviour: ## write docs/behaviour.md, as the suite finds it
 	@tools/setup.sh test

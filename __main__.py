@@ -7,8 +7,8 @@ import pulumi
 import components as c
 from config import stack
 from host import cloud_config, proxy
-from monitoring import alerts, classic, scrape
-from monitoring.dashboard import deployable
+from monitoring import preview, scrape
+from monitoring.dashboard import of_stack
 
 with stack.refusals():
     settings, token = stack.load()
@@ -16,9 +16,7 @@ with stack.refusals():
     bundle = proxy.bundle(settings, own_secret)
     place = c.ask(settings, bundle_secret)
     user_data = cloud_config.render(settings, place.region, bundle_secret)
-    file = Path(__file__).parent / settings.grafana.dashboard
-    enabled = settings.grafana.enabled
-    dashboard = deployable(classic.load_dashboard(file), settings) if enabled else None
+    dashboard = of_stack(settings, Path(__file__).parent)
 
 if dashboard is not None:
     seen = c.Monitoring("monitoring", c.MonitoringArgs(settings=settings, dashboard=dashboard))
@@ -49,7 +47,9 @@ target = pulumi.Output.all(network.private_ip, tls.ca_certificate)
 forms = target.apply(lambda it: scrape.forms(settings, *it))
 for form in scrape.FORMS:
     pulumi.export(form, forms[form])
-pulumi.export("prometheusRules", alerts.rules_file(settings, dashboard))
+pulumi.export("prometheusRules", c.prometheus_rules(settings, dashboard))
+for name, text in preview.texts(settings, dashboard).items():
+    pulumi.export(name, text)
 pulumi.export("proxyConfiguration", bundle["configuration"])
 pulumi.export("userData", cloud_config.described(settings, place.region, bundle_secret))
 pulumi.export("tokenSecretArn", secrets.token_secret_arn)

@@ -1,7 +1,7 @@
 """The component resources of the program."""
 
 from components.certificates import Certificates, CertificatesArgs
-from components.monitoring import Monitoring, MonitoringArgs, before_aws
+from components.monitoring import Monitoring, MonitoringArgs, before_aws, prometheus_rules
 from components.preflight import ask
 from components.proxy_host import ProxyHost, ProxyHostArgs
 from components.proxy_network import ProxyNetwork, ProxyNetworkArgs
@@ -20,5 +20,6 @@ __all__ = [
     "ProxySecretsArgs",
     "ask",
     "before_aws",
+    "prometheus_rules",
     "secret_names",
 ]

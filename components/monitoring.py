@@ -49,7 +49,9 @@ class Monitoring(pulumi.ComponentResource):
         self.dashboard = grafana.oss.Dashboard(
             f"{name}-dashboard",
             folder=folder_uid,
-            config_json=json.dumps(args.dashboard, sort_keys=True),
+            # secret only to keep it out of every preview, which shows all of it: outputs of the
+            # program show what changes
+            config_json=pulumi.Output.secret(json.dumps(args.dashboard, sort_keys=True)),
             message="pulumi up",
             overwrite=settings.overwrite_dashboard,
             opts=child,
@@ -60,14 +62,25 @@ class Monitoring(pulumi.ComponentResource):
                 name=f"metrics-proxy-{args.settings.stack}",
                 folder_uid=folder_uid,
                 interval_seconds=alerts.INTERVAL,
-                rules=[
-                    grafana.alerting.RuleGroupRuleArgs(**rule)
-                    for rule in alerts.grafana(args.settings, args.dashboard)
-                ],
+                rules=pulumi.Output.secret(  # the same
+                    [
+                        grafana.alerting.RuleGroupRuleArgs(**rule)
+                        for rule in alerts.grafana(args.settings, args.dashboard)
+                    ]
+                ),
                 opts=child,
             )
         self.dashboard_url = self.dashboard.url
         self.register_outputs({"dashboard_url": self.dashboard_url})
+
+
+def prometheus_rules(settings: Settings, dashboard: Mapping[str, Any] | None) -> pulumi.Output[str]:
+    """The alerts as a file for Prometheus; secret where Grafana has them, only to keep it out of
+    every preview."""
+    text = alerts.rules_file(settings, dashboard)
+    if settings.grafana.enabled and settings.grafana.alerts:
+        return pulumi.Output.secret(text)
+    return pulumi.Output.from_input(text)
 
 
 def before_aws(resource: pulumi.Resource) -> None:

@@ -8,7 +8,7 @@ import json
 import re
 import socket
 import ssl
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from types import UnionType
 from typing import Annotated, Any, Final, Literal, Self, TypeVar, Union, get_args, get_origin
@@ -715,10 +715,37 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def one_line(key: str, value: object, problem: str) -> str:
+def one_line(key: str, value: object, problem: str, namespace: str = NAMESPACE) -> str:
     shown = "" if value is None else _shown(value)
-    line = " ".join(filter(None, [f"{NAMESPACE}:{key}:", shown, problem]))
+    line = " ".join(filter(None, [f"{namespace}:{key}:", shown, problem]))
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
+def placeholders(config: Mapping[str, str]) -> Iterator[str]:
+    """Yield one line for each value in a stack's config, of any namespace and at any depth, that is
+    still the placeholder of a stack file that was copied.
+
+    A placeholder says in angle brackets what to put there: they are in no id, ARN, network, address
+    or URL that the settings take, and nobody can mistake it for a value.
+    """
+    for key, text in config.items():
+        namespace, _, name = key.partition(":")
+        for path, value in _texts(name, _read(text, plain=False)):
+            if re.fullmatch(r"<[^<>]+>", value):
+                yield one_line(path, value, "is a placeholder: put in what it says", namespace)
+
+
+def _texts(path: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield every text in a value with its path, names that people chose (of queues) too."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _texts(f"{path}[{index}]", item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield path, key
+            yield from _texts(f"{path}.{key}", item)
 
 
 _STRUCTURES: Final = ("model_type", "dict_type", "tuple_type")

@@ -10,7 +10,7 @@ from typing import Any
 import pulumi
 from pulumi.runtime.config import CONFIG, get_config_env
 
-from config.settings import NAMESPACE, Settings, SettingsError, check_token
+from config.settings import NAMESPACE, Settings, SettingsError, check_token, placeholders
 
 
 @contextmanager
@@ -25,9 +25,14 @@ def refusals() -> Iterator[None]:
 def load() -> tuple[Settings, pulumi.Output[str] | None]:
     """The stack's settings and its `adminToken`, or None where somebody else keeps the token.
 
-    Raises `SettingsError` with every problem, one line each.
+    Raises `SettingsError` with every problem, one line each; placeholders come first.
     """
-    config = _own_keys({**get_config_env(), **CONFIG.get()})
+    everything = _texts({**get_config_env(), **CONFIG.get()})
+    plain = {k: v for k, v in everything.items() if not pulumi.runtime.is_config_secret(k)}
+    if left := "\n".join(placeholders(plain)):
+        raise SettingsError(left)
+    prefix = f"{NAMESPACE}:"
+    config = {k.removeprefix(prefix): v for k, v in everything.items() if k.startswith(prefix)}
     token = config.pop("adminToken", None)
     problems = []
     try:
@@ -54,11 +59,6 @@ def load() -> tuple[Settings, pulumi.Output[str] | None]:
     )
 
 
-def _own_keys(config: Mapping[str, Any]) -> dict[str, str]:
-    """The keys of the project's namespace, as text; what is structured is JSON."""
-    prefix = f"{NAMESPACE}:"
-    return {
-        key.removeprefix(prefix): value if isinstance(value, str) else json.dumps(value)
-        for key, value in config.items()
-        if key.startswith(prefix)
-    }
+def _texts(config: Mapping[str, Any]) -> dict[str, str]:
+    """The config as text; what is structured is JSON."""
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in config.items()}

@@ -25,6 +25,13 @@ _PLACES: Final = ("panels", "templating", "templating.list")
 """What the sections are put into, and what a dashboard may lack or have as null."""
 
 
+def of_stack(settings: Settings, folder: Path) -> Json | None:
+    """Return what Grafana is given of the file that `settings` name, below `folder`."""
+    if not settings.grafana.enabled:
+        return None
+    return deployable(load_dashboard(folder / settings.grafana.dashboard), settings)
+
+
 def deployable(dashboard: Json, settings: Settings) -> Json:
     """Return what Grafana is given: the sections, and what the settings say of the whole."""
     result = with_sections(fill_inputs(dashboard, settings.grafana.datasource_uid), settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -30,12 +31,12 @@ class ProgramError(Exception):
 class Engine:
     """Preview, up and destroy of one stack whose state lies below `folder`."""
 
-    def __init__(self, folder: Path, account: Account) -> None:
+    def __init__(self, folder: Path, account: Account, name: str = STACK) -> None:
         self._outputs: dict[str, Any] | None = None
         self.backend = folder / "pulumi"
         self.project = folder / "project"
         self.provisioning = folder / "grafana"
-        self.config_file = self.project / "config" / f"Pulumi.{STACK}.yaml"
+        self.config_file = self.project / "config" / f"Pulumi.{name}.yaml"
         for path in (self.backend, self.config_file.parent, self.provisioning):
             path.mkdir(parents=True, exist_ok=True)
         # a copy, so that the stack file is not written into the project
@@ -56,7 +57,7 @@ class Engine:
         # the Automation API looks for the CLI on this process' own $PATH
         os.environ["PATH"] = search_path()
         self.stack = auto.create_or_select_stack(
-            STACK,
+            name,
             project_name=NAMESPACE,
             program=_program,
             opts=auto.LocalWorkspaceOptions(
@@ -86,15 +87,20 @@ class Engine:
 
     def set_secret(self, key: str, value: str) -> None:
         """`pulumi config set --secret`, the value on standard input: arguments are seen by all."""
-        subprocess.run(
-            [find("pulumi"), "config", "set", "--secret", "--stack", STACK, key],
-            input=value,
+        self.cli("config", "set", "--secret", key, given=value)
+
+    def cli(self, *arguments: str, given: str = "") -> str:
+        """What `pulumi` prints for a command that runs no program."""
+        return subprocess.run(
+            [find("pulumi"), *arguments, "--stack", self.stack.name, "--color", "never"],
+            input=given,
             text=True,
             cwd=self.project,
             env={**os.environ, **self.environment},
             check=True,
-            capture_output=True,
-        )
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ).stdout
 
     def up(
         self,
@@ -136,6 +142,39 @@ class Engine:
             return operation(on_output=collect, color="never", **options)
         except auto.CommandError as error:
             raise ProgramError(_diagnostics("\n".join(lines)) or str(error)) from None
+
+
+def copied(folder: Path, account: Account, name: str) -> Engine:
+    """The engine of a committed stack file, filled in for the embedded AWS."""
+    token = account.client("secretsmanager").create_secret(Name=f"theirs/{name}", SecretString="-")
+    text = stack_file(
+        name,
+        {
+            "URL of Grafana": "http://grafana.invalid",
+            "id of a private subnet": account.subnet_id,
+            "network of Prometheus": "10.20.2.0/24",
+            "network of the API": "10.20.3.0/24",
+            "security group of the API": account.api_security_group_id,
+            "domain of the API": "example.internal",
+            "ARN of the token": token["ARN"],
+            "name of a contact point": "on call",
+            "URL of your copy": "https://wiki.example.com/runbook",
+        },
+    )
+    file = folder / name / "project" / "config" / f"Pulumi.{name}.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    return Engine(folder / name, account, name)
+
+
+def stack_file(name: str, values: Mapping[str, str]) -> str:
+    """A committed stack file; `values` say what to put in, by how its placeholders begin."""
+
+    def value(found: re.Match[str]) -> str:
+        [one] = [value for start, value in values.items() if found[1].startswith(start)]
+        return one
+
+    return re.sub(r"<(.*)>", value, (ROOT / "config" / f"Pulumi.{name}.yaml").read_text())
 
 
 def _program() -> None:

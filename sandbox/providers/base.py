@@ -233,8 +233,12 @@ class Provider(rpc.Provider):
             unsaid = new is None and (key in kind.computed or not state.get(key))
             if unsaid or key in request.ignore_changes:
                 continue
-            pair = (kind.normal(key, value) for value in (state.get(key), new))
-            for path, what in changes(key, *pair):
+            raw = state.get(key), new
+            pair = tuple(kind.normal(key, value) for value in raw)
+            if pair[0] == pair[1]:
+                continue
+            # told in the words of the input, so that the engine finds the values
+            for path, what in changes(key, *(pair if key in kind.sets else raw)):
                 suffix = "_REPLACE" if key in forced else ""
                 change = rpc.PropertyDiffKind[what + suffix]
                 detailed[path] = rpc.PropertyDiff(change, key in inputs)

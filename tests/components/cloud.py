@@ -86,6 +86,7 @@ class Cloud(Mocks):
         self.requests: dict[str, resource_pb2.RegisterResourceRequest] = {}
         self.urns: list[str] = []
         self.outputs: dict[str, Any] = {}
+        self.secret_outputs: set[str] = set()
 
     def new_resource(self, args: MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:
         if args.typ == "pulumi:pulumi:Stack":

@@ -15,6 +15,7 @@ import yaml
 from pulumi.runtime.mocks import MockMonitor
 
 from config.settings import NAMESPACE
+from sandbox.engine import stack_file
 from tests.components.cloud import Answers, Cloud
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,26 +69,38 @@ def deploy(engine: None, monkeypatch: pytest.MonkeyPatch) -> Deploy:
             raise
         cloud.urns = sorted(monitor.get_registered_resources())
         assert len(cloud.urns) == len(cloud.resources), "two resources share a URN"
-        cloud.outputs = {name: plain(value) for name, value in cloud.outputs.items()}
+        outputs = {name: shown(value) for name, value in cloud.outputs.items()}
+        cloud.outputs = {name: value for name, (value, _) in outputs.items()}
+        cloud.secret_outputs = {name for name, (_, secret) in outputs.items() if secret}
         return cloud
 
     return run
 
 
-def plain(value: pulumi.Input[Any]) -> Any:
-    """The value of an output that everybody may see."""
+def shown(value: pulumi.Input[Any]) -> tuple[Any, bool]:
+    """The value of an output, and whether it is marked secret."""
 
-    async def read() -> Any:
+    async def read() -> tuple[Any, bool]:
         output = pulumi.Output.from_input(value)
-        assert not await output.is_secret()
-        return await output.future()
+        return await output.future(), await output.is_secret()
 
     return asyncio.get_event_loop().run_until_complete(read())
 
 
-def stack_file(name: str) -> dict[str, Any]:
-    """The config of a committed stack file, with the token that its user adds."""
-    config = dict(yaml.safe_load((ROOT / f"config/Pulumi.{name}.yaml").read_text())["config"])
+def committed(name: str) -> dict[str, Any]:
+    """The config of a committed stack file, with what its user puts in."""
+    values = {
+        "URL of Grafana": "https://grafana.example.com",
+        "id of a private subnet": "subnet-0123456789abcdef0",
+        "network of Prometheus": "10.20.0.0/24",
+        "network of the API": "10.30.0.0/24",
+        "security group of the API": "sg-0123456789abcdef0",
+        "domain of the API": "example.internal",
+        "ARN of the token": "arn:aws:secretsmanager:eu-central-1:123456789012:secret:t-a1b2c3",
+        "name of a contact point": "on call",
+        "URL of your copy": "https://wiki.example.com/runbook",
+    }
+    config = dict(yaml.safe_load(stack_file(name, values))["config"])
     if f"{NAMESPACE}:adminTokenSecretArn" not in config:
         config[f"{NAMESPACE}:adminToken"] = TOKEN
     return config

@@ -13,7 +13,7 @@ import yaml
 
 from sandbox.providers import schema
 from tests.components.cloud import Cloud, reveal
-from tests.components.conftest import TOKEN, Deploy, stack_file
+from tests.components.conftest import TOKEN, Deploy, committed
 from tests.leaks import holds
 from tests.readme import settings_table
 
@@ -61,7 +61,7 @@ def bundle(cloud: Cloud) -> dict[str, Any]:
 
 @pytest.mark.parametrize("stack", ["dev", "staging", "prod"])
 def test_every_stack_file_deploys(deploy: Deploy, stack: str) -> None:
-    cloud = deploy(stack_file(stack), stack=stack)
+    cloud = deploy(committed(stack), stack=stack)
     assert len(cloud.all(INSTANCE)) == 1
     assert len(cloud.all("grafana:oss/dashboard:Dashboard")) == 1
 
@@ -506,6 +506,7 @@ def test_the_outputs(deploy: Deploy) -> None:
     objects = list(yaml.safe_load_all(cloud.outputs["scrapeConfigObjects"]))
     assert [it["kind"] for it in objects] == ["ConfigMap", "ScrapeConfig", "ScrapeConfig"]
     texts = ("scrapeConfig", "scrapeConfigList", "scrapeConfigObjects", "prometheusRules")
+    texts += ("alerts", "dashboard")
     text = user_data(cloud)
     committed = yaml.safe_load(cloud.outputs["userData"])[0]
     assert committed.keys() == {"path", "sha256"}
@@ -526,12 +527,24 @@ def test_the_outputs(deploy: Deploy) -> None:
         "dashboardUrl": "https://grafana.example.com/d/sba",
     }
     assert not holds(json.dumps(cloud.outputs).encode(), TOKEN)
+    # Grafana has them: not for use, and no help in a preview
+    assert cloud.secret_outputs == {"prometheusRules"}
+    assert deploy(grafana={"alerts": False}).secret_outputs == set()
+    assert deploy(grafana={"enabled": False}).secret_outputs == set()
+
+
+def rule_group(cloud: Cloud) -> dict[str, Any]:
+    """The alerts in Grafana; their rules are marked secret, to keep them out of previews."""
+    group = cloud.only(RULES)
+    rules, secret = reveal(group["rules"])
+    assert secret
+    return {**group, "rules": rules}
 
 
 def test_the_alerts_are_grafanas_and_an_output(deploy: Deploy) -> None:
     limits = {"queues": {"mail": {"warning": 7, "critical": 9}}}
     cloud = deploy(workers=limits, grafana={"contactPoint": "on call"})
-    group = cloud.only(RULES)
+    group = rule_group(cloud)
     assert (group["name"], group["folderUid"]) == ("metrics-proxy-dev", "sba-dev")
     assert group["intervalSeconds"] == 60
     written = yaml.safe_load(cloud.outputs["prometheusRules"])["groups"][0]["rules"]
@@ -544,14 +557,14 @@ def test_the_alerts_are_grafanas_and_an_output(deploy: Deploy) -> None:
 
 
 def test_in_a_shared_folder_the_alerts_name_their_stack(deploy: Deploy) -> None:
-    group = deploy(grafana={"folderUid": "theirs"}).only(RULES)
+    group = rule_group(deploy(grafana={"folderUid": "theirs"}))
     assert (group["name"], group["folderUid"]) == ("metrics-proxy-dev", "theirs")
     assert all(rule["name"].endswith(" (dev)") for rule in group["rules"])
 
 
 def test_alerts_know_no_variable_and_have_a_data_source_of_their_own(deploy: Deploy) -> None:
     grafana = {"datasourceUid": "mimir", "alertDatasourceUid": "prometheus-2"}
-    for rule in deploy(grafana=grafana).only(RULES)["rules"]:
+    for rule in rule_group(deploy(grafana=grafana))["rules"]:
         assert rule["datas"][0]["datasourceUid"] == "prometheus-2"
 
 

@@ -6,7 +6,8 @@ import asyncio
 import copy
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pydantic import BaseModel
 
 from config import stack
 from config.settings import (
+    NAMESPACE,
     TOKEN_MAX,
     URL_MAX,
     Alerts,
@@ -33,6 +35,7 @@ from config.settings import (
     SettingsError,
     Workers,
     check_token,
+    placeholders,
 )
 from tests.certificates import self_signed
 from tests.readme import settings_table
@@ -51,13 +54,14 @@ API = {"name": "api", "path": "/metrics", "upstream": "http://api:9464/metrics"}
 JOBS = {"name": "jobs", "path": "/jobs", "upstream": "http://api:3002/metrics"}
 
 
+def as_text(config: Mapping[str, Any]) -> dict[str, str]:
+    """A config as Pulumi hands it over: text, or JSON."""
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in config.items()}
+
+
 def texts(**config: object) -> dict[str, str]:
     """A stack's config as Pulumi hands it over; `UNSET` leaves a required key out."""
-    return {
-        key: value if isinstance(value, str) else json.dumps(value)
-        for key, value in {**REQUIRED, **config}.items()
-        if value is not UNSET
-    }
+    return as_text({k: v for k, v in {**REQUIRED, **config}.items() if v is not UNSET})
 
 
 def parse(*, has_token: bool = True, **config: object) -> Settings:
@@ -919,6 +923,79 @@ def test_the_stack_files_are_in_the_config_folder() -> None:
     }
 
 
+def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting that is no section, and its default."""
+    for field in model.model_fields.values():
+        name = f"{prefix}{field.alias}"
+        if isinstance(field.default, BaseModel):
+            yield from leaves(type(field.default), f"{name}.")
+        else:
+            yield name, "required" if field.is_required() else field.default
+
+
+STACK_FILES = {p.name: p.read_text() for p in sorted((ROOT / "config").glob("Pulumi.*.yaml"))}
+
+
+def nested(path: str, value: object) -> dict[str, Any]:
+    """A config whose only value is at this dotted path."""
+    key, _, rest = path.partition(".")
+    return {key: nested(rest, value) if rest else value}
+
+
+@pytest.mark.parametrize("key", [key for key, _ in leaves(Settings)])
+def test_a_placeholder_is_seen_under_every_key(key: str) -> None:
+    values = {key: "<it>", f"{key}[1]": ["a", "<it>"], f"{key}[0].name": [{"name": "<it>"}]}
+    for path, value in values.items():
+        [line] = placeholders(
+            {f"{NAMESPACE}:{k}": v for k, v in as_text(nested(key, value)).items()}
+        )
+        assert line == f'{NAMESPACE}:{path}: "<it>" is a placeholder: put in what it says'
+
+
+@pytest.mark.parametrize("key", [key for key, _ in leaves(Settings) if key != "stack"])
+def test_what_looks_like_a_placeholder_is_no_value_but_of_free_text(key: str) -> None:
+    """Where it is one, nobody would call it so: a folder, a contact point, a file."""
+    free = key in ("grafana.folderTitle", "grafana.contactPoint", "grafana.dashboard")
+    for value in ("<it>", ["<it>"]):
+        with nullcontext() if free and isinstance(value, str) else pytest.raises(SettingsError):
+            parse(**nested(key, value))
+
+
+def test_a_placeholder_is_seen_in_every_namespace_and_in_names() -> None:
+    queues = {"<queue>": {"warning": 1, "critical": 2}}
+    config = {
+        "grafana:url": "<URL>",
+        "aws:defaultTags": '{"tags": {"owner": "<team>"}}',
+        "metrics-proxy:workers": json.dumps({"queues": queues}),
+    }
+    assert [line.partition(" is ")[0] for line in placeholders(config)] == [
+        'grafana:url: "<URL>"',
+        'aws:defaultTags.tags.owner: "<team>"',
+        'metrics-proxy:workers.queues: "<queue>"',
+    ]
+
+
+@pytest.mark.parametrize("text", STACK_FILES.values(), ids=STACK_FILES)
+def test_a_copied_stack_file_says_what_is_to_be_put_in(text: str) -> None:
+    """All of it, and nothing of what is there."""
+    config = yaml.safe_load(text)["config"]
+    found = [line.split('"')[1] for line in placeholders(as_text(config))]
+    assert sorted(found) == sorted(re.findall("<.*>", text))
+    assert len(found) > 3
+    assert not list(placeholders(as_text(yaml.safe_load(re.sub("<.*>", "1", text))["config"])))
+
+
+@pytest.mark.parametrize("text", STACK_FILES.values(), ids=STACK_FILES)
+def test_every_key_of_a_stack_file_has_a_comment(text: str) -> None:
+    rows = text.splitlines()
+    keys = [n for n, row in enumerate(rows) if re.match(r" {2,4}[\w:-]+:", row)]
+    sections = [n for n in keys if re.fullmatch(r" +metrics-proxy:(grafana|workers):", rows[n])]
+    tags = [n for n in keys if rows[n].startswith("    tags:")]
+    plain = set(keys) - {*sections, *tags}
+    assert plain
+    assert [rows[n] for n in plain if not rows[n - 1].strip().startswith("# ")] == []
+
+
 def test_every_key_that_the_project_declares_is_a_setting_with_the_same_default() -> None:
     fields = {field.alias: field for field in Settings.model_fields.values()}
     assert set(PROJECT["config"]) <= set(fields) - {"stack"}
@@ -1055,6 +1132,18 @@ def test_problems_of_token_and_settings_are_told_together() -> None:
     ]
 
 
+@pytest.mark.usefixtures("engine")
+def test_placeholders_are_told_alone_and_secrets_are_not_looked_at() -> None:
+    configure(adminToken="<hush>", subnetId="<subnet>", port=1)
+    pulumi.runtime.set_config("grafana:url", "<URL>")
+    with pytest.raises(SettingsError) as caught:
+        stack.load()
+    assert set(str(caught.value).splitlines()) == {
+        'metrics-proxy:subnetId: "<subnet>" is a placeholder: put in what it says',
+        'grafana:url: "<URL>" is a placeholder: put in what it says',
+    }
+
+
 def test_the_value_of_a_key_that_is_stored_as_a_secret_is_not_shown() -> None:
     with pytest.raises(SettingsError) as caught:
         Settings.parse(
@@ -1080,16 +1169,6 @@ def test_credentials_in_a_malformed_upstream_are_not_shown(upstream: str) -> Non
     assert line.startswith("metrics-proxy:endpoints[0].upstream: ")
     assert "hu" not in line
     assert "sh@" not in line
-
-
-def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting that is no section, and its default."""
-    for field in model.model_fields.values():
-        name = f"{prefix}{field.alias}"
-        if isinstance(field.default, BaseModel):
-            yield from leaves(type(field.default), f"{name}.")
-        else:
-            yield name, "required" if field.is_required() else field.default
 
 
 def test_the_readme_has_every_setting_with_its_default() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
-import os
 import re
 import shutil
 import subprocess
+import urllib.parse
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from typing import Any
 
 import boto3
 import grpc
+import pulumi
 import pytest
 from botocore.exceptions import ClientError
 from pulumi import automation as auto
@@ -27,7 +29,8 @@ from config.settings import NAMESPACE
 from sandbox import aws
 from sandbox.engine import STACK, Engine, ProgramError
 from sandbox.providers import grafana
-from sandbox.tools import ROOT, find
+from sandbox.tools import ROOT
+from tests.sandbox.conftest import CANARY
 
 [NEW_MACHINE] = re.findall(r"pulumi up --replace '(.*)'", (ROOT / "README.md").read_text())
 """The machine's URN, as README has it."""
@@ -50,7 +53,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
                 "instanceType": "t3.micro",
             }
         )
-        engine.set_secret("adminToken", "engine-test-token")
+        engine.set_secret("adminToken", CANARY)
         yield engine
     finally:
         process.terminate()
@@ -173,11 +176,46 @@ def test_a_stack_lives_from_preview_to_destroy(
     assert instance["ImageId"] == "ami-0bbbbbbbbbbbbbbb1"
 
     engine.configure({"adminTokenSecretArn": None})
-    engine.set_secret("adminToken", "engine-test-token")
+    engine.set_secret("adminToken", CANARY)
     engine.destroy()
     assert [secret["ARN"] for secret in inventory(account).pop("secrets")] == [theirs["ARN"]]
     manager.delete_secret(SecretId=theirs["ARN"], ForceDeleteWithoutRecovery=True)
     assert not any(inventory(account).values())
+
+
+@pytest.mark.parametrize(
+    "leak",
+    [
+        CANARY,
+        urllib.parse.quote(CANARY, safe=""),
+        base64.b64encode(CANARY.encode()).decode(),
+        base64.b64encode(f"x{CANARY}y".encode()).decode(),
+        "-----BEGIN EC PRIVATE KEY-----",
+    ],
+)
+def test_whatever_is_printed_in_a_test_is_searched(engine: Engine, leak: str) -> None:
+    def operation(on_output: Callable[[str], object], **_: object) -> None:
+        on_output(f"some text, {leak}, more text")
+
+    with pytest.raises(AssertionError, match="pulumi has printed a"):
+        engine._run(operation, None)
+
+    def refused(on_output: Callable[[str], object], **_: object) -> None:
+        on_output("Diagnostics:")
+        on_output(f"error: {leak}")
+        raise auto.CommandError(auto.CommandResult("", "", 1))
+
+    with pytest.raises(AssertionError, match="pulumi has printed a"):
+        engine._run(refused, None)
+
+
+def test_what_pulumi_prints_is_what_is_searched(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leak = base64.b64encode(CANARY.encode()).decode()
+    monkeypatch.setattr(engine.stack.workspace, "program", lambda: pulumi.export("leak", leak))
+    with pytest.raises(AssertionError, match="pulumi has printed a secret"):
+        engine.preview()
 
 
 def changed(engine: Engine) -> set[str]:
@@ -319,9 +357,7 @@ def test_what_changes_the_address(destroyed: Engine) -> None:
     engine.up()
 
     def rename(name: str) -> None:
-        command = [find("pulumi"), "stack", "rename", "--stack", engine.stack.name, name]
-        environment = {**os.environ, **engine.environment}
-        subprocess.run(command, cwd=engine.project, env=environment, check=True)
+        engine.cli("stack", "rename", name)
         engine.stack = auto.Stack.select(name, engine.stack.workspace)
 
     # Grafana takes no second folder of a title
@@ -594,19 +630,7 @@ def test_a_plain_token_is_refused(engine: Engine) -> None:
 
 def test_what_pulumi_config_set_writes_is_a_setting_or_a_line(engine: Engine) -> None:
     def put(key: str, value: str, *options: str) -> None:
-        command = [
-            find("pulumi"),
-            "config",
-            "set",
-            "--stack",
-            STACK,
-            "--path",
-            *options,
-            key,
-            value,
-        ]
-        environment = {**os.environ, **engine.environment}
-        subprocess.run(command, cwd=engine.project, env=environment, check=True)
+        engine.cli("config", "set", "--path", *options, key, value)
 
     before = engine.config_file.read_text()
     try:

@@ -153,9 +153,13 @@ def deployed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[E
 
 
 def inputs(engine: Engine, kind: str) -> list[dict[str, Any]]:
-    """What the program said of its resources of a type, out of the state."""
+    """What the program said of its resources of a type, out of the state, secrets too."""
     state = engine.stack.export_stack().deployment or {}
-    return [r["inputs"] for r in state["resources"] if r["type"] == kind]
+    return [
+        {k: json.loads(v["plaintext"]) if "plaintext" in v else v for k, v in r["inputs"].items()}
+        for r in state["resources"]
+        if r["type"] == kind
+    ]
 
 
 def holds(found: Any, wanted: Any) -> bool:

@@ -593,7 +593,7 @@ STATE = {"privateIp": "127.9.46.9", "arn": "arn", "tagsAll": {}}
         (
             *(DASHBOARD, {"configJson": '{"uid":"a","title":"t"}'}),
             {"configJson": '{"uid":"b","title":"t"}'},
-            {"configJson.uid": "UPDATE_REPLACE"},
+            {"configJson": "UPDATE_REPLACE"},
         ),
         (RULES, group(alert(**{"for": "2m"})), group(alert(**{"for": "120s"})), {}),
         (RULES, group(), group(alert(**{"for": "5m"})), {"rules[0].for": "UPDATE"}),

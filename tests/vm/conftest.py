@@ -10,6 +10,7 @@ import pytest
 
 from sandbox.machines.vm.machine import VirtualMachine, obstacle
 from sandbox.system import Sandbox
+from tests.printed import searched
 
 CANARY = "canary-d21f9a8e44+/e7.~_tok=="
 
@@ -26,6 +27,12 @@ def boot(folder: Path, token: str | None = None, server: str = "nginx") -> Sandb
         booted.down()
         raise
     return booted
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_secret_is_printed() -> Iterator[None]:
+    with searched():
+        yield
 
 
 @pytest.fixture(scope="session")
