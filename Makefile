@@ -1,4 +1,5 @@
-.PHONY: help setup demo down test check generate dashboard previews behaviour picture lock \
+<<<<<<< HEAD
+.PHONY: help setup demo down test check verify generate dashboard previews behaviour picture lock \
 	install preview deploy renew drift
 PYTHON := .venv/bin/python
 LOCK = $(PYTHON) -m uv pip compile --quiet $(UPGRADE) --generate-hashes --universal --python-version=3.11
@@ -34,6 +35,9 @@ check: ## ruff, mypy, shellcheck, actionlint, zizmor
 	@.venv/bin/shellcheck --severity=warning tools/*.sh .ci/run
 	@.cache/bin/actionlint -shellcheck .venv/bin/shellcheck
 	@.venv/bin/zizmor --offline --quiet .github
+
+verify: ## whether what a stack declares is in force: STACK=prod [WAIT=600] [PROMETHEUS_URL=…]
+	@$(PYTHON) -m monitoring.verify $(if $(STACK),--stack $(STACK)) $(if $(WAIT),--wait $(WAIT))
 
 dashboard: ## render the program's sections into ops/grafana/dashboard-sba.json, with default limits
 	@$(PYTHON) -m monitoring.dashboard ops/grafana/dashboard-sba.json

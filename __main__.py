@@ -24,23 +24,21 @@ if dashboard is not None:
     pulumi.export("dashboardUrl", seen.dashboard_url)
 network = c.ProxyNetwork("network", c.ProxyNetworkArgs(settings=settings, vpc_id=place.vpc_id))
 tls = c.Certificates("tls", c.CertificatesArgs(settings=settings, ip_address=network.private_ip))
-secrets = c.ProxySecrets(
-    "secrets",
-    c.ProxySecretsArgs(
-        settings=settings, region=place.region, token=token, bundle=bundle, certificates=tls
-    ),
+what = c.ProxySecretsArgs(
+    settings=settings, region=place.region, token=token, bundle=bundle, certificates=tls
 )
-host = c.ProxyHost(
-    "proxy",
-    c.ProxyHostArgs(
-        settings=settings,
-        ami=place.ami,
-        user_data=user_data,
-        interface_id=network.interface_id,
-        instance_profile=secrets.instance_profile,
-    ),
+secrets = c.ProxySecrets("secrets", what)
+machine = c.ProxyHostArgs(
+    settings=settings,
+    ami=place.ami,
+    user_data=user_data,
+    interface_id=network.interface_id,
+    instance_profile=secrets.instance_profile,
 )
-pulumi.export("proxyUrl", pulumi.Output.concat("https://", network.private_ip, f":{settings.port}"))
+host = c.ProxyHost("proxy", machine)
+address = pulumi.Output.concat(network.private_ip, f":{settings.port}")
+pulumi.export("proxyUrl", pulumi.Output.concat("https://", address))
+pulumi.export("proxyTargets", [{"address": address}])
 pulumi.export("privateIp", network.private_ip)
 pulumi.export("caCertificate", tls.ca_certificate)
 target = pulumi.Output.all(network.private_ip, tls.ca_certificate)
@@ -52,6 +50,8 @@ for name, text in preview.texts(settings, dashboard).items():
     pulumi.export(name, text)
 pulumi.export("proxyConfiguration", bundle["configuration"])
 pulumi.export("userData", cloud_config.described(settings, place.region, bundle_secret))
+build = cloud_config.build(settings, place.region, bundle_secret)
+pulumi.export("declared", {"build": build, "syncLate": settings.sync_late, **secrets.declared})
 pulumi.export("tokenSecretArn", secrets.token_secret_arn)
 pulumi.export("bundleSecretArn", secrets.bundle_secret_arn)
 pulumi.export("securityGroupId", network.security_group_id)

@@ -37,6 +37,8 @@ class Certificates(pulumi.ComponentResource):
     """PEM; what the proxy shows."""
     key: pulumi.Output[str]
     """PEM, secret; the key of `certificate`."""
+    end: pulumi.Output[str]
+    """When `certificate` ends, as RFC 3339 has it."""
 
     def __init__(
         self, name: str, args: CertificatesArgs, opts: pulumi.ResourceOptions | None = None
@@ -78,7 +80,7 @@ class Certificates(pulumi.ComponentResource):
             opts=child,
         )
         self.ca_certificate = ca.cert_pem
-        self.certificate = leaf.cert_pem
+        self.certificate, self.end = leaf.cert_pem, leaf.validity_end_time
         # the provider marks it secret; said again, because nothing here may depend on that
         self.key = pulumi.Output.secret(key.private_key_pem)
         self.register_outputs(
@@ -86,5 +88,6 @@ class Certificates(pulumi.ComponentResource):
                 "ca_certificate": self.ca_certificate,
                 "certificate": self.certificate,
                 "key": self.key,
+                "end": self.end,
             }
         )

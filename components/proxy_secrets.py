@@ -38,6 +38,9 @@ class ProxySecrets(pulumi.ComponentResource):
 
     token_secret_arn: pulumi.Output[str]
     bundle_secret_arn: pulumi.Output[str]
+    declared: dict[str, pulumi.Input[str | None]]
+    """What the host is to have in use: the ids of the versions written, and the certificate's end.
+    No version of the token where somebody else keeps it."""
     instance_profile: pulumi.Output[str]
     """The name of the host's profile, with a role that may read these two, nothing else."""
     role_arn: pulumi.Output[str]
@@ -68,7 +71,7 @@ class ProxySecrets(pulumi.ComponentResource):
             secret: aws.secretsmanager.Secret,
             text: pulumi.Input[str],
             *before: pulumi.Resource,
-        ) -> pulumi.Resource:
+        ) -> aws.secretsmanager.SecretVersion:
             return aws.secretsmanager.SecretVersion(
                 f"{name}-{role}-value",
                 secret_id=secret.id,
@@ -77,10 +80,12 @@ class ProxySecrets(pulumi.ComponentResource):
             )
 
         first: list[pulumi.Resource] = []
+        token_version: pulumi.Output[str] | None = None
         if args.token is not None:
             token = secret("token", token_name)
-            first.append(value("token", token, args.token))
-            self.token_secret_arn = token.arn
+            version = value("token", token, args.token)
+            first.append(version)
+            self.token_secret_arn, token_version = token.arn, version.version_id
         else:
             self.token_secret_arn = pulumi.Output.from_input(settings.token_secret or "")
         bundle = secret("bundle", bundle_name)
@@ -136,11 +141,17 @@ class ProxySecrets(pulumi.ComponentResource):
             "certificate": args.certificates.certificate,
             "key": args.certificates.key,
         }
-        value("bundle", bundle, pulumi.Output.json_dumps(document, sort_keys=True), *first, policy)
+        text = pulumi.Output.json_dumps(document, sort_keys=True)
+        self.declared = {
+            "tokenVersion": token_version,
+            "bundleVersion": value("bundle", bundle, text, *first, policy).version_id,
+            "certificateEnd": args.certificates.end,
+        }
         self.register_outputs(
             {
                 "token_secret_arn": self.token_secret_arn,
                 "bundle_secret_arn": self.bundle_secret_arn,
+                "declared": self.declared,
                 "instance_profile": self.instance_profile,
                 "role_arn": self.role_arn,
             }

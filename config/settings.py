@@ -468,6 +468,8 @@ class Settings(_Model):
     private_ip: Annotated[str | None, AfterValidator(lambda v: v if v is None else _ipv4(v))] = None
     kms_key_arn: KmsKey = None
     previous_kms_key_arn: KmsKey = None
+    previous_ca_certificate: Annotated[str | None, AfterValidator(_ca)] = None
+    """Whom Prometheus is to trust beside the stack's CA, while that has another key."""
     secret_prefix: Annotated[
         str,
         _matches(

@@ -101,13 +101,27 @@ def described(settings: Settings, region: str, bundle_secret: str) -> str:
     return first + of_settings(settings, region, bundle_secret)
 
 
+def build(settings: Settings, region: str, bundle_secret: str) -> str:
+    """What the machine is made of, as a digest that it shows: of another one, it is another."""
+    committed = (COMMITTED / f"{settings.server}.gz").read_bytes()
+    rest = _of_settings(settings, region, bundle_secret, build="")
+    machine = f"{settings.instance_type} {settings.ami_id}\n"
+    return hashlib.sha256(committed + machine.encode() + rest.encode()).hexdigest()[:12]
+
+
 def of_settings(settings: Settings, region: str, bundle_secret: str) -> str:
     """More items of `write_files`: the files that follow from the settings."""
+    digest = build(settings, region, bundle_secret)
+    return _of_settings(settings, region, bundle_secret, build=digest)
+
+
+def _of_settings(settings: Settings, region: str, bundle_secret: str, *, build: str) -> str:
     sync_config = {
         "region": region,
         "bundle_secret": bundle_secret,
         "interval": settings.sync_interval,
         "port": settings.port,
+        "build": build,
     }
     reboot = f'Automatic-Reboot 1;Automatic-Reboot-Time "{settings.reboot_time}";'
     return _items(

@@ -72,7 +72,7 @@ class Report:
         self._secrets: set[str] = set()
 
     def hide(self, secrets: Iterable[str]) -> None:
-        self._secrets |= {secret for secret in secrets if secret}
+        self._secrets |= {*secrets} - {""}
 
     def masked(self, text: str) -> str:
         """A text in one line, without secrets and any eight characters of one."""
@@ -112,6 +112,7 @@ class Config:
     bundle_secret: str
     interval: float
     port: int
+    build: str
     test: list[str]
     trial: list[str]
     reload: list[str]
@@ -271,7 +272,7 @@ class Generation:
     def token(self, config: Config) -> str:
         """The token in the include, or nothing."""
         before, _, after = config.token_line.partition("{token}")
-        line = self.parts["token"]["token.conf"].decode()
+        line = self.parts.get("token", {}).get("token.conf", b"").decode()
         return line[len(before) : -len(after)] if line.startswith(before) else ""
 
 
@@ -483,7 +484,7 @@ class Sync:
             self.write_metrics()  # a trial asks for them
         for step in (
             *(self.tidy, self.fetch, self.ask_api, self.resume, self.adopt_news, self.restore),
-            *(self.tidy, self.remember, self.say_what_the_api_answers),
+            *(self.tidy, self.remember, self.say_answers),
         ):
             with self.report.part(step.__name__, "internal"):
                 step()
@@ -528,8 +529,7 @@ class Sync:
             self.offers[part], self.versions[part] = files, answer["VersionId"]
 
     def _hide(self, parts: dict[str, Files]) -> None:
-        if "token" in parts:
-            self.report.hide([Generation("", parts).token(self.config)])
+        self.report.hide([Generation("", parts).token(self.config)])
         key = parts.get("certificate", {}).get("key.pem", b"").decode().splitlines()
         self.report.hide(line for line in key if not line.startswith("-----"))
 
@@ -545,7 +545,7 @@ class Sync:
                 if other:
                     olds.add(other.token(self.config))
                     used.update(other.endpoints)
-            new = offered.token(self.config) if "token" in self.offers else ""
+            new = offered.token(self.config)
             tokens = (olds | {new}) - {""} or {""}
             listed = used.union(offered.endpoints if "configuration" in self.offers else ())
             self.probe.ask((endpoint, token) for endpoint in listed for token in tokens)
@@ -563,7 +563,7 @@ class Sync:
         was, would = self.probe.answer(endpoint, old), self.probe.answer(endpoint, new)
         return was.good and not (would.good and would.media_type == was.media_type)
 
-    def say_what_the_api_answers(self) -> None:
+    def say_answers(self) -> None:
         for endpoint, answer in self.upstreams():
             if answer.lack:
                 self.report.say(f"{endpoint.upstream}: {answer.lack}")
@@ -574,9 +574,10 @@ class Sync:
 
     def upstreams(self) -> list[tuple[Endpoint, Answer]]:
         """What the API answers to the token in use."""
-        token = self.live.token(self.config) if self.live else ""
-        listed = self.live.endpoints if self.live else []
-        return [(endpoint, self.probe.answer(endpoint, token)) for endpoint in listed]
+        if self.live is None:
+            return []
+        token = self.live.token(self.config)
+        return [(endpoint, self.probe.answer(endpoint, token)) for endpoint in self.live.endpoints]
 
     # -- adopt
 
@@ -587,16 +588,15 @@ class Sync:
         for digest, (_, _, when) in list(failures.items()):
             if not 0 <= now - when < FORGET_SECONDS:
                 del failures[digest]
-        new = Generation("", news).token(self.config) if "token" in news else ""
+        new = Generation("", news).token(self.config)
         better = any(self.probe.answer(e, new).good and not a.good for e, a in self.upstreams())
         for part, files in list(news.items()):
             keeps = self.live and not (part == "token" and better)
             if keeps and (failure := failures.get(self._digest({part: files}))):
                 reason, said, when = failure
-                once = (
-                    f"tried {(now - when) / 60:.0f} min ago; again after an hour, or when changed"
-                )
-                self.report.fail(f"{part}: not adopted", reason, f"{said} ({once})")
+                ago = f"{(now - when) / 60:.0f} min ago"
+                said += f" (tried {ago}; again after an hour, or when changed)"
+                self.report.fail(f"{part}: not adopted", reason, said)
                 del news[part]
         if news and (self.live or {"certificate", "configuration"} <= news.keys()):
             self.adopt(news)
@@ -659,9 +659,11 @@ class Sync:
 
     def record(self, generation: Generation) -> None:
         """It was seen to serve: it is the one in use."""
+        same = {p for p, files in generation.parts.items() if self.known.get(p) == files}
+        self.state.versions = {p: v for p, v in self.state.versions.items() if p in same}
         self.state.generation = generation.name
-        self.save()
         self.live = generation
+        self.remember()
 
     def resume(self) -> None:
         """What a killed run left linked is in use if it serves; without another it is loaded."""
@@ -784,39 +786,37 @@ class Sync:
 
     def metrics(self) -> bytes:
         """What this run found."""
-        registry, state, up = CollectorRegistry(), self.state, self.upstreams()
+        registry, up = CollectorRegistry(), self.upstreams()
 
-        def show(name: str, text: str, samples: dict[Any, float], *labels: str) -> None:
+        def show(name: str, text: str, samples: dict[Any, Any], *labels: str) -> None:
             gauge = Gauge(f"metrics_proxy_{name}", text, labels, registry=registry)
             for values, value in samples.items():
                 (gauge.labels(*values) if labels else gauge).set(value)
 
         if self.live:
+            conf = self.known["configuration"]["proxy.conf"]
+            what = {(hashlib.sha256(conf).hexdigest(), self.config.build): 1}
+            show("configuration_info", "What is in use", what, "sha256", "build")
             with self.report.part("certificate: end not read", "internal"):
-                end = {(): float(validity(self.known["certificate"])[1])}
+                end = {(): validity(self.known["certificate"])[1]}
                 show("certificate_not_after_timestamp_seconds", "End of the certificate", end)
         show("sync_timestamp_seconds", "End of the last sync", {(): time.time()})
-        well = self.live is not None and not self.report.reasons
-        show("secret_sync_ok", "1 if every secret is in use", {(): well})
-        reasons = {(reason,): float(reason in self.report.reasons) for reason in REASONS}
+        well = {(): bool(self.live and not self.report.reasons)}
+        show("secret_sync_ok", "1 if every secret is in use", well)
+        reasons = {(reason,): reason in self.report.reasons for reason in REASONS}
         show("sync_failed", "1 if the last sync failed for this reason", reasons, "reason")
-        success = {(secret,): when for secret, when in state.success.items()}
-        last = "Last sync with the secret in use"
-        show("secret_last_success_timestamp_seconds", last, success, "secret")
+        last = {(secret,): when for secret, when in self.state.success.items()}
+        show("secret_last_success_timestamp_seconds", "When last in use", last, "secret")
         of = {part: secret for secret, parts in SECRETS.items() for part in parts}
-        versions = {(of[p], version): 1.0 for p, version in state.versions.items() if p in of}
-        show("secret_info", "Versions in use", versions, "secret", "version")
-        if self.live:
-            conf = self.known["configuration"]["proxy.conf"]
-            sha256 = hashlib.sha256(conf).hexdigest()
-            show("configuration_info", "The configuration in use", {(sha256,): 1}, "sha256")
-        scraped = {(e.name,): float(answer.scraped(e)) for e, answer in up}
+        used = {(of[p], v): 1 for p, v in self.state.versions.items() if p in self.known}
+        show("secret_info", "What is in use", used, "secret", "version")
+        scraped = {(e.name,): answer.scraped(e) for e, answer in up}
         show("upstream_up", "1 if Prometheus takes its answer", scraped, "endpoint")
-        status = {(e.name,): float(answer.status) for e, answer in up}
+        status = {(e.name,): answer.status for e, answer in up}
         show("upstream_http_status", "What it answers, 0 for nothing", status, "endpoint")
         seconds = {(e.name,): answer.seconds for e, answer in up}
         show("upstream_duration_seconds", "To its headers", seconds, "endpoint")
-        reboot = {(): float(Path("/run/reboot-required").exists())}
+        reboot = {(): Path("/run/reboot-required").exists()}
         show("reboot_required", "1 if an update waits for a reboot", reboot)
         return generate_latest(registry)
 

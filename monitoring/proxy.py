@@ -186,14 +186,15 @@ def section(settings: Settings, y: int) -> list[Json]:
                 settings,
                 p.CONFIGURATION,
                 "table",
-                "SHA-256 of the proxy configuration in use, the stack's output proxyConfiguration.",
+                "Of each machine, SHA-256 of the proxy configuration in use, the stack's output "
+                "proxyConfiguration, and what it is made of: build in the output declared.",
                 at=(17, y + 13, 7, 8),
                 queries={
-                    f"count by (instance, sha256) ({said('configuration_info')})": (
-                        "{{instance}} {{sha256}}"
+                    f"count by (instance, sha256, build) ({said('configuration_info')})": (
+                        "{{instance}} {{sha256}} {{build}}"
                     )
                 },
             ),
-            {"instance": "Machine", "sha256": "Configuration"},
+            {"instance": "Machine", "sha256": "Configuration", "build": "Build"},
         ),
     ]

@@ -130,5 +130,6 @@ FORMS: Final[dict[str, Callable[[Settings, str, str], str]]] = {
 
 
 def forms(settings: Settings, address: str, ca: str) -> dict[str, str]:
-    """Return the text of each of `FORMS`."""
-    return {name: render(settings, address, ca) for name, render in FORMS.items()}
+    """Return the text of each of `FORMS`, which trust `previousCaCertificate`, too."""
+    trusted = "".join(f"{pem.strip()}\n" for pem in (ca, settings.previous_ca_certificate) if pem)
+    return {name: render(settings, address, trusted) for name, render in FORMS.items()}

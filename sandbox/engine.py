@@ -108,9 +108,11 @@ class Engine:
         *,
         refresh: bool = False,
         replace: Sequence[str] = (),
+        target: Sequence[str] = (),
     ) -> dict[str, int]:
         """Deploy; what changed, by operation (`same`, `create`, `update`, …)."""
-        result = self._run(self.stack.up, output, refresh=refresh, replace=list(replace))
+        only = {"replace": list(replace), "target": list(target)}
+        result = self._run(self.stack.up, output, refresh=refresh, **only)
         return dict(result.summary.resource_changes or {})
 
     def preview(

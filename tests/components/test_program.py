@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from sandbox.providers import schema
+from tests.certificates import self_signed
 from tests.components.cloud import Cloud, reveal
 from tests.components.conftest import TOKEN, Deploy, committed
 from tests.leaks import holds
@@ -36,6 +37,11 @@ def user_data(cloud: Cloud) -> str:
     data = base64.b64decode(text)
     assert len(data) <= 16_384
     return gzip.decompress(data).decode()
+
+
+def files_of(cloud: Cloud) -> dict[str, str]:
+    """The files of the machine by their path."""
+    return {it["path"]: it["content"] for it in yaml.safe_load(user_data(cloud))["write_files"]}
 
 
 def ancestors(cloud: Cloud, name: str) -> set[str]:
@@ -332,6 +338,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "kmsKeyArn": {"kmsKeyArn": KEY},
     "previousKmsKeyArn": {"previousKmsKeyArn": KEY},
     "adminTokenKmsKeyArn": {"adminTokenKmsKeyArn": KEY},
+    "previousCaCertificate": {"previousCaCertificate": self_signed()[0]},
     "secretPrefix": {"secretPrefix": "acme/metrics-proxy"},
     "recoveryWindowInDays": {"recoveryWindowInDays": 7},
     "iamPath": {"iamPath": "/acme/"},
@@ -393,6 +400,8 @@ def test_the_readme_says_how_a_setting_applies(deploy: Deploy, key: str) -> None
         found.append("new address")
     elif inputs(before, INSTANCE) != inputs(after, INSTANCE):
         found.append("new machine")
+        # so that it can be seen which machine answers
+        assert before.outputs["declared"]["build"] != after.outputs["declared"]["build"]
     elif inputs(before, VERSION) != inputs(after, VERSION):
         found.append("sync")
     if before.outputs["scrapeConfig"] != after.outputs["scrapeConfig"]:
@@ -501,7 +510,7 @@ def test_the_outputs(deploy: Deploy) -> None:
     assert [job["job_name"] for job in jobs] == ["api", "api-proxy"]
     targets = [t for job in jobs for c in job["static_configs"] for t in c["targets"]]
     assert set(targets) == {"10.20.0.10:9447"}
-    assert {job["tls_config"]["ca"] for job in jobs} == {"CA"}
+    assert {job["tls_config"]["ca"] for job in jobs} == {"CA\n"}
     assert yaml.safe_load(cloud.outputs["scrapeConfigList"]) == jobs
     objects = list(yaml.safe_load_all(cloud.outputs["scrapeConfigObjects"]))
     assert [it["kind"] for it in objects] == ["ConfigMap", "ScrapeConfig", "ScrapeConfig"]
@@ -514,6 +523,14 @@ def test_the_outputs(deploy: Deploy) -> None:
     assert text.endswith(cloud.outputs["userData"].split("\n", 2)[2])
     assert cloud.outputs == {
         "proxyUrl": "https://10.20.0.10:9447",
+        "proxyTargets": [{"address": "10.20.0.10:9447"}],
+        "declared": {
+            "build": json.loads(files_of(cloud)["/etc/metrics-proxy/sync.json"])["build"],
+            "syncLate": 480,
+            "tokenVersion": "the-version",
+            "bundleVersion": "the-version",
+            "certificateEnd": "2027-11-27T12:00:00Z",
+        },
         "privateIp": "10.20.0.10",
         "caCertificate": "CA",
         **{name: cloud.outputs[name] for name in texts},

@@ -530,6 +530,8 @@ CERTIFICATE, KEY = self_signed()
 def test_a_ca_that_is_no_certificate_is_refused_and_not_shown(ca: str, problem: str) -> None:
     line = refusal(**endpoint(upstream="https://a/m", ca=ca))
     assert line.startswith(f'metrics-proxy:endpoints[0].ca: "(hidden)" {problem}')
+    line = refusal(previousCaCertificate=ca)
+    assert line.startswith(f'metrics-proxy:previousCaCertificate: "(hidden)" {problem}')
 
 
 def test_a_ca_may_be_several_certificates() -> None:
@@ -545,6 +547,7 @@ EXAMPLE: dict[str, Any] = {
     "httpsCidrs": ["52.0.0.0/11"],
     "httpsPrefixListIds": ["pl-0123456789abcdef1"],
     "kmsKeyArn": KMS_KEY,
+    "previousCaCertificate": CERTIFICATE,
     "previousKmsKeyArn": KMS_KEY,
     "adminTokenKmsKeyArn": KMS_KEY,
     "secretPrefix": "acme/metrics-proxy",

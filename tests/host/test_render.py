@@ -369,6 +369,30 @@ def test_the_user_data_holds_no_value_of_a_secret(make: Make) -> None:
     assert not re.search(r"BEGIN [A-Z ]*KEY|Bearer [A-Za-z0-9]|password|AKIA", text)
 
 
+@pytest.mark.parametrize("server", SERVERS)
+def test_another_build_is_another_machine(
+    make: Make, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its digest stands in the user data, and so can be no digest of that."""
+
+    def build(region: str = REGION, **config: object) -> str:
+        found = cloud_config.build(make(server=server, **config), region, BUNDLE_SECRET)
+        shown = cloud_config.of_settings(make(server=server, **config), region, BUNDLE_SECRET)
+        assert f'"build": "{found}"' in shown
+        return found
+
+    builds = {
+        build(),
+        build("eu-west-1"),
+        build(instanceType="t4g.small"),
+        build(amiId="ami-0123456789abcdef0"),
+        build(syncInterval=61),
+    }
+    monkeypatch.setattr(cloud_config, "COMMITTED", tmp_path)
+    (tmp_path / f"{server}.gz").write_bytes(b"another sync.py")
+    assert len(builds | {build()}) == 6
+
+
 def test_the_user_data_does_not_depend_on_what_the_bundle_brings(make: Make) -> None:
     arn = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:sba/token-a1b2c3"
     changed = make(
@@ -396,7 +420,10 @@ def test_the_sync_is_told_all_that_it_asks_for(make: Make, server: str) -> None:
             **proxy.SYNC_COMMANDS[server],
             "reload": ["systemctl", "reload-or-restart", "metrics-proxy.service"],
         },
-        {"region": REGION, "bundle_secret": BUNDLE_SECRET, "interval": 61, "port": 9446},
+        {
+            **{"region": REGION, "bundle_secret": BUNDLE_SECRET, "interval": 61, "port": 9446},
+            "build": given[1]["build"],
+        },
     ]
     [asked] = [
         node

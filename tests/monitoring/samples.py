@@ -68,7 +68,8 @@ def proxies(now: float, end: float) -> Iterator[Series]:
             yield "metrics_proxy_secret_info", labels | {"version": version}, 1
         yield "metrics_proxy_secret_sync_ok", own, float(not down)
         yield "metrics_proxy_sync_timestamp_seconds", own, now - 12
-        yield "metrics_proxy_configuration_info", own | {"sha256": "9f86d081884c7d65" * 4}, 1
+        what = {"sha256": "9f86d081884c7d65" * 4, "build": "60303ae22b99"}
+        yield "metrics_proxy_configuration_info", own | what, 1
         yield "metrics_proxy_certificate_not_after_timestamp_seconds", own, end + 312.4 * 86400
         yield "metrics_proxy_reboot_required", own, float(machine == MACHINES[1])
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import os
 import re
 import shutil
+import ssl
 import subprocess
 import urllib.parse
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from runpy import run_path
 from typing import Any
@@ -19,6 +23,7 @@ import boto3
 import grpc
 import pulumi
 import pytest
+import yaml
 from botocore.exceptions import ClientError
 from pulumi import automation as auto
 from pulumi.automation._server import LanguageServer
@@ -34,6 +39,8 @@ from tests.sandbox.conftest import CANARY
 
 [NEW_MACHINE] = re.findall(r"pulumi up --replace '(.*)'", (ROOT / "README.md").read_text())
 """The machine's URN, as README has it."""
+
+DOCS = (ROOT / "docs" / "rotation.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -376,52 +383,112 @@ def test_what_changes_the_address(destroyed: Engine) -> None:
     assert {k: v for k, v in inventory(account).items() if v and k != "secrets"} == {}
 
 
-def test_the_old_ca_verifies_what_a_renewed_one_signs(destroyed: Engine, tmp_path: Path) -> None:
-    """Its key and its name stay: Prometheus has until the end of the old one."""
+def trusted(config: str, bundle: dict[str, str], folder: Path) -> bool:
+    """Whether a client with a scrape config takes what a server with the bundle shows."""
+    [tls] = {json.dumps(job["tls_config"]) for job in yaml.safe_load(config)["scrape_configs"]}
+    settings, pair = json.loads(tls), folder / "pair.pem"
+    pair.write_text(bundle["certificate"] + bundle["key"])
+    shows = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    shows.load_cert_chain(pair)
+    asks = ssl.create_default_context(cadata=settings["ca"])
+    asks.verify_flags |= ssl.VERIFY_X509_STRICT
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = shows.wrap_bio(there, back, server_side=True)
+    client = asks.wrap_bio(back, there, server_hostname=settings["server_name"])
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        server.do_handshake()
+    try:
+        client.do_handshake()
+    except ssl.SSLCertVerificationError:
+        return False
+    return True
+
+
+def test_the_ca_is_renewed_and_its_key_replaced_without_a_lost_scrape(
+    destroyed: Engine, tmp_path: Path
+) -> None:
+    """README gives Prometheus until the end of a renewed CA; docs/rotation.md, with `protect`, has
+    a time of two CAs for another key. Prometheus is given each scrape config some time after it is
+    there."""
     engine, account = destroyed, aws.Account.read(destroyed.backend.parent / "aws.json")
+    before = engine.config_file.read_text()
+    engine.configure({"protect": True})
     engine.up()
 
-    def certificates() -> tuple[str, str]:
+    def now() -> tuple[str, dict[str, str]]:
+        """The scrape config and the bundle."""
         secret = engine.outputs()["bundleSecretArn"]
         value = account.client("secretsmanager").get_secret_value(SecretId=secret)["SecretString"]
-        return str(engine.outputs()["caCertificate"]), str(json.loads(value)["certificate"])
+        return str(engine.outputs()["scrapeConfig"]), json.loads(value)
 
-    old, first = certificates()
-    state = engine.stack.export_stack().deployment or {}
-    [urn] = [
-        one["urn"]
-        for one in state["resources"]
-        if one["type"] == "tls:index/selfSignedCert:SelfSignedCert"
-    ]
-    engine.stack.up(replace=[urn], color="never")
+    def shell(command: str) -> None:
+        """As docs/rotation.md has it, of the stack that is selected there."""
+        path = f"{Path(find('pulumi')).parent}:{engine.environment['PATH']}"
+        environment = {**os.environ, **engine.environment, "PATH": path}
+        run = partial(subprocess.run, cwd=engine.project, env=environment, check=True)
+        run(["pulumi", "stack", "select", engine.stack.name])
+        run(["sh", "-ec", command])
+
+    commands = re.findall(r"^ +((?:pulumi|make) .*)$", DOCS, re.M)
+    another_leaf, another_key, another_ca = (
+        {option: re.findall(f"--{option} '(.*?)'", command) for option in ("target", "replace")}
+        for command in commands
+        if command.startswith("pulumi up -")
+    )
+
+    # in its last year: the same key and name; beside it, another key of the certificate
+    with pytest.raises(ProgramError, match="protect"):
+        engine.up(**another_key)
+    release_key, release_ca_key = (it for it in commands if "unprotect" in it)
+    shell(release_key)
+    config, first = now()
+    engine.up(replace=["**::tls-ca", *another_key["replace"]])
+    renewed, leaf = now()
+    assert renewed != config
+    assert leaf["certificate"] != first["certificate"]
+    assert leaf["key"] != first["key"]
+    assert trusted(config, leaf, tmp_path)
+    assert trusted(renewed, leaf, tmp_path)
+
+    # another key of the CA
+    name_both, name_one = (it for it in commands if "previousCaCertificate" in it)
+    shell(name_both)
+    shell(release_ca_key)
+    assert engine.up(**another_ca)["replace"] == 2
+    both, same = now()
+    assert same == leaf, "nothing is served that Prometheus does not know"
+    assert yaml.safe_load(both)["scrape_configs"][0]["tls_config"]["ca"].count("BEGIN") == 2
+    assert trusted(renewed, leaf, tmp_path)
+    assert trusted(both, leaf, tmp_path)
     engine.up()
-    new, leaf = certificates()
-    assert new != old
-    assert leaf != first
-    for name, text in (("old", old), ("new", new), ("leaf", leaf)):
-        (tmp_path / f"{name}.pem").write_text(text)
-    for ca in ("old", "new"):
-        command = ["openssl", "verify", "-x509_strict", "-CAfile", f"{ca}.pem", "leaf.pem"]
-        said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert said.returncode == 0, said.stderr
+    last, signed = now()
+    assert last == both
+    assert signed["certificate"] != leaf["certificate"]
+    assert not trusted(renewed, signed, tmp_path), "it has another key"
+    assert trusted(both, signed, tmp_path)
+    shell(name_one)
+    engine.configure({"protect": False})
+    engine.up(**another_leaf)
+    new, renewed_leaf = now()
+    assert renewed_leaf["key"] == signed["key"]
+    assert renewed_leaf["certificate"] != signed["certificate"]
+    for shown in (signed, renewed_leaf):
+        assert trusted(both, shown, tmp_path)
+        assert trusted(new, shown, tmp_path)
+    assert not trusted(new, leaf, tmp_path), "the old CA is gone"
+    engine.config_file.write_text(before)
 
 
-def test_what_security_says_to_do_after_a_theft(destroyed: Engine) -> None:
+def test_a_bundle_that_somebody_wrote_gives_way_to_one_command_alone(destroyed: Engine) -> None:
     engine, account = destroyed, aws.Account.read(destroyed.backend.parent / "aws.json")
     page = (ROOT / "docs/security.md").read_text()
-    machine, key, value = re.findall(r"(?m)^ +pulumi up --replace '(.*)'", page)
+    machine, value = re.findall(r"(?m)^ +pulumi up --replace '(.*)'", page)
     assert machine == NEW_MACHINE
     engine.up()
     secrets, name = account.client("secretsmanager"), engine.outputs()["bundleSecretArn"]
-    before = (engine.outputs(), json.loads(secrets.get_secret_value(SecretId=name)["SecretString"]))
-
-    engine.up(replace=[key])
     bundle = secrets.get_secret_value(SecretId=name)["SecretString"]
-    changed = {it for it in before[1] if before[1][it] != json.loads(bundle)[it]}
-    assert changed == {"certificate", "key"}
-    assert engine.outputs() == before[0]
-
-    # what somebody writes by hand stays, and gives way to this alone
     secrets.put_secret_value(SecretId=name, SecretString="{}")
     engine.up(refresh=True)
     assert secrets.get_secret_value(SecretId=name)["SecretString"] == "{}"

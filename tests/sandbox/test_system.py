@@ -13,6 +13,8 @@ import re
 import signal
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 import urllib.parse
@@ -23,9 +25,11 @@ import pytest
 import yaml
 
 from sandbox import api
+from sandbox.engine import STACK
 from sandbox.machines.process import ADDRESSES
 from sandbox.processes import wait
 from sandbox.system import SYNC_INTERVAL, Sandbox
+from sandbox.tools import ROOT
 from tests.certificates import self_signed
 from tests.leaks import holds
 from tests.sandbox.conftest import CANARY
@@ -95,6 +99,31 @@ def test_prometheus_scrapes_two_documents_and_the_proxy(sandbox: Sandbox) -> Non
     for part in parts.split():
         queues = {s["metric"]["queue_name"] for s in sandbox.query(f"sba_worker_{part}")}
         assert queues == set(api.QUEUES)
+
+
+def verify(sandbox: Sandbox, *arguments: str, **environment: str) -> tuple[int, list[list[str]]]:
+    """`make verify`: its exit status, and its lines as state, thing and text."""
+    done = subprocess.run(
+        [sys.executable, "-m", "monitoring.verify", "--stack", STACK, *arguments],
+        cwd=sandbox.engine.project,
+        env={**os.environ, **sandbox.engine.environment, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, [re.split("  +", line, maxsplit=2) for line in done.stdout.splitlines()]
+
+
+def test_all_that_is_declared_is_in_force(sandbox: Sandbox) -> None:
+    things = ["machine", "configuration", "certificate", "token", "bundle", "sync", "API"]
+    status, lines = verify(sandbox)
+    assert [line[:2] for line in lines] == [["in force", thing] for thing in things], lines
+    assert status == 0
+    # what Prometheus knows may be a scrape older
+    status, lines = verify(sandbox, "--wait", "120", PROMETHEUS_URL=sandbox.prometheus_url)
+    assert [line[:2] for line in lines] == [["in force", it] for it in [*things, "scrapes"]], lines
+    assert status == 0
 
 
 def test_the_api_wants_the_token_and_the_proxy_brings_it(sandbox: Sandbox) -> None:
@@ -212,6 +241,13 @@ def test_a_refused_token_is_adopted_once_the_api_takes_it(sandbox: Sandbox) -> N
     sandbox.engine.up()
     wait(lambda: metric(sandbox, 'sync_failed{reason="token_refused"} 1.0'), "the refusal")
     assert sandbox.get("/metrics")[0] == 200
+    status, lines = verify(sandbox)
+    wrong = {thing: text for state, thing, text in lines if state == "not yet"}
+    assert status == 1
+    assert wrong.keys() == {"token", "sync"}
+    assert wrong["token"].endswith(
+        f", not {sandbox.current_version()}: the sync says token_refused"
+    )
     api.accept(sandbox.api, [*api.accepted(sandbox.api), api.digest(token)])
     version = sandbox.current_version()
     wait(
@@ -267,12 +303,24 @@ def test_a_changed_endpoint_and_cidr_lose_no_scrape(sandbox: Sandbox) -> None:
             "prometheusCidrs": [ADDRESSES.prometheus_cidr, "127.0.0.3/32"],
         }
     )
-    sandbox.engine.up()
-    wait(
-        lambda: sandbox.get("/metrics/again")[0] == 200,
-        "the endpoint to be served",
-        SYNC_INTERVAL + 5,
+    timer = sandbox.process("host")
+    assert timer
+    timer.signal(signal.SIGSTOP)
+    try:
+        sandbox.engine.up()
+        status, lines = verify(sandbox)
+    finally:
+        timer.signal(signal.SIGCONT)
+    wrong = {thing: text for state, thing, text in lines if state == "not yet"}
+    assert status == 1
+    assert wrong.keys() == {"configuration", "bundle", "API"}
+    assert all(
+        wrong[it].endswith(": the next sync brings it") for it in ("configuration", "bundle")
     )
+    assert "again is not known" in wrong["API"]
+    status, lines = verify(sandbox, "--wait", "60")
+    assert (status, {line[0] for line in lines}) == (0, {"in force"})
+    assert sandbox.get("/metrics/again")[0] == 200
     assert raw(sandbox, "/metrics/again", source="127.0.0.3")[0] == 200
     assert sandbox.engine.outputs()["instanceId"] == machine
     sandbox.up()
