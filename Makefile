@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 .PHONY: help setup demo down test check verify generate dashboard previews behaviour picture lock \
 	install preview deploy renew drift
 PYTHON := .venv/bin/python

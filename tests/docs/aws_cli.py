@@ -27,6 +27,7 @@ def parse(command: str) -> Call:
     joined = command.replace("\\\n", " ")
     program, service, name, *rest = shlex.split(joined)
     assert program == "aws"
+    service = {"s3api": "s3"}.get(service, service)
     model = botocore.session.get_session().get_service_model(service)
     names = {xform_name(it, "-"): it for it in model.operation_names}
     assert name in names, f"{service} has no {name}"
@@ -58,4 +59,6 @@ def _value(shape: Any, values: list[str]) -> Any:
     if shape.type_name == "list" and shape.member.type_name == "string":
         return values
     [value] = values
+    if shape.type_name == "structure" and not value.startswith("{"):  # the short form
+        return dict(part.split("=", 1) for part in value.split(","))
     return value if shape.type_name == "string" else json.loads(value)

@@ -34,7 +34,7 @@ from config.settings import NAMESPACE
 from sandbox import aws
 from sandbox.engine import STACK, Engine, ProgramError
 from sandbox.providers import grafana
-from sandbox.tools import ROOT
+from sandbox.tools import ROOT, find
 from tests.sandbox.conftest import CANARY
 
 [NEW_MACHINE] = re.findall(r"pulumi up --replace '(.*)'", (ROOT / "README.md").read_text())
