@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 import botocore.session
@@ -28,7 +29,7 @@ def parse(command: str) -> Call:
     program, service, name, *rest = shlex.split(joined)
     assert program == "aws"
     service = {"s3api": "s3"}.get(service, service)
-    model = botocore.session.get_session().get_service_model(service)
+    model = _model(service)
     names = {xform_name(it, "-"): it for it in model.operation_names}
     assert name in names, f"{service} has no {name}"
     shape = model.operation_model(names[name]).input_shape
@@ -50,6 +51,11 @@ def parse(command: str) -> Call:
         report = ParamValidator().validate(parameters, shape)
         assert not report.has_errors(), report.generate_report()
     return Call(service, xform_name(names[name]), parameters, query)
+
+
+@cache
+def _model(service: str) -> Any:
+    return botocore.session.get_session().get_service_model(service)
 
 
 def _value(shape: Any, values: list[str]) -> Any:

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import tomllib
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
@@ -58,19 +58,43 @@ def pulumi(command: str, cli: Path) -> None:
     found = calls(command, "pulumi")
     assert found
     for words in found:
-        file = cli / "pulumi.md"
-        while words and (deeper := file.with_name(f"{file.stem}_{words[0]}.md")).exists():
-            file, words = deeper, words[1:]
-        assert file.stem != "pulumi", f"no such command: {words}"
-        text = file.read_text()
-        for option in (it.partition("=")[0] for it in words if it.startswith("-")):
-            assert re.search(rf"(?m)^ +.*(?<![\w-]){re.escape(option)}(?![\w-])", text), option
-        names = [it for it in words if not it.startswith("-")]
-        if file.stem in ("pulumi_config_set", "pulumi_config_rm") and names:
+        page = cli / "pulumi.md"
+        while words and (deeper := subcommand(page, words[0])):
+            page, words = deeper, words[1:]
+        assert page.stem != "pulumi", f"no such command: {words}"
+        names, rest = [], list(words)
+        while rest:
+            word, _, value = rest.pop(0).partition("=")
+            if not word.startswith("-"):
+                names.append(word)
+                continue
+            option = re.search(
+                rf"(?m)^ +(-\w, )?{re.escape(word)}(?: (\w+)(\[=.*\])?)?   ", page.read_text()
+            )
+            assert option, word
+            if option[2] and not (option[3] or value):
+                del rest[:1]
+        if page.stem in ("pulumi_config_set", "pulumi_config_rm") and names:
             key = names[0].removeprefix(f"{NAMESPACE}:")
             assert ":" in key or re.split(r"[.\[]", key)[0] in SETTINGS, key
-        if file.stem == "pulumi_stack_output" and names:
+        if page.stem == "pulumi_stack_output" and names:
             assert names[0] in outputs(), names[0]
+
+
+@cache
+def subcommand(page: Path, word: str) -> Path | None:
+    """The page of a command below another, by its name or another name that it has."""
+    if not re.fullmatch(r"[a-z-]+", word) or not any(page.parent.glob(f"{page.stem}_*.md")):
+        return None
+    named = page.with_name(f"{page.stem}_{word}.md")
+    if named.exists():
+        return named
+    command = [find("pulumi"), *page.stem.split("_")[1:], word, "--help"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    [real, *others] = re.findall(r"(?m)^(?:Usage|Aliases):\n  (.*)$", said) or [""]
+    if not others or word not in others[0].split(", "):
+        return None
+    return page.with_name("_".join(real.split()[: len(command) - 1]) + ".md")
 
 
 def outputs() -> set[str]:
@@ -83,7 +107,8 @@ def make(command: str) -> None:
     [target] = [it for it in words if "=" not in it]
     text = (ROOT / "Makefile").read_text()
     assert re.search(rf"(?m)^{target}:.*##", text), f"no target {target} that `make help` shows"
-    subprocess.run(["make", "-n", *words], cwd=ROOT, check=True, capture_output=True)
+    stack = [] if "STACK=" in command else ["STACK=dev"]  # of those that want one
+    subprocess.run(["make", "-n", *words, *stack], cwd=ROOT, check=True, capture_output=True)
 
 
 def in_sandbox(command: str) -> None:
