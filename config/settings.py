@@ -730,7 +730,7 @@ def placeholders(config: Mapping[str, str]) -> Iterator[str]:
     A placeholder says in angle brackets what to put there: they are in no id, ARN, network, address
     or URL that the settings take, and nobody can mistake it for a value.
     """
-    for key, text in config.items():
+    for key, text in sorted(config.items()):
         namespace, _, name = key.partition(":")
         for path, value in _texts(name, _read(text, plain=False)):
             if re.fullmatch(r"<[^<>]+>", value):

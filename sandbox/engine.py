@@ -194,4 +194,5 @@ def _diagnostics(text: str) -> str:
         "warning: using pulumi-resource-",
         "an unhandled error occurred",
     )
-    return "\n".join(line for line in lines if line and not line.startswith(noise))
+    # an inline program's refusal comes twice, the second time as an unhandled error
+    return "\n".join(dict.fromkeys(one for one in lines if one and not one.startswith(noise)))

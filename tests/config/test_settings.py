@@ -972,8 +972,8 @@ def test_a_placeholder_is_seen_in_every_namespace_and_in_names() -> None:
         "metrics-proxy:workers": json.dumps({"queues": queues}),
     }
     assert [line.partition(" is ")[0] for line in placeholders(config)] == [
-        'grafana:url: "<URL>"',
         'aws:defaultTags.tags.owner: "<team>"',
+        'grafana:url: "<URL>"',
         'metrics-proxy:workers.queues: "<queue>"',
     ]
 
@@ -1141,10 +1141,10 @@ def test_placeholders_are_told_alone_and_secrets_are_not_looked_at() -> None:
     pulumi.runtime.set_config("grafana:url", "<URL>")
     with pytest.raises(SettingsError) as caught:
         stack.load()
-    assert set(str(caught.value).splitlines()) == {
-        'metrics-proxy:subnetId: "<subnet>" is a placeholder: put in what it says',
+    assert str(caught.value).splitlines() == [
         'grafana:url: "<URL>" is a placeholder: put in what it says',
-    }
+        'metrics-proxy:subnetId: "<subnet>" is a placeholder: put in what it says',
+    ]
 
 
 def test_the_value_of_a_key_that_is_stored_as_a_secret_is_not_shown() -> None:

@@ -566,7 +566,7 @@ STATE = {"privateIp": "127.9.46.9", "arn": "arn", "tagsAll": {}}
         (
             *(ROLE_POLICY, {"role": "r", "policy": policy(Action="a", Resource="b")}),
             {"role": "r", "policy": policy(Action="a", Resource="c")},
-            {"policy.Statement[0].Resource": "UPDATE"},
+            {"policy": "UPDATE"},
         ),
         (SECRET, {"name": "a"}, {"name": "b"}, {"name": "UPDATE_REPLACE"}),
         (SECRET, {"name": "a"}, {"name": "a", "kmsKeyId": "k"}, {"kmsKeyId": "ADD"}),

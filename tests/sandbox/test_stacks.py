@@ -51,6 +51,16 @@ def resources(preview: str) -> set[str]:
     return {f"{operation} {name}" for operation, name in found}
 
 
+def give_language_host(engine: Engine) -> None:
+    """For the commands of the CLI that ask what a program needs."""
+    host = engine.project / "bin" / "pulumi-language-python"
+    host.parent.mkdir()
+    module = Path(__file__).with_name("language_host.py")
+    host.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P "{module}"\n')
+    host.chmod(0o755)
+    engine.environment["PATH"] = os.pathsep.join([str(host.parent), engine.environment["PATH"]])
+
+
 def test_the_page_is_what_the_engine_prints(texts: dict[str, str]) -> None:
     assert previews.FILE.read_text() == previews.page(texts), "run: make previews"
 
@@ -106,8 +116,11 @@ def test_production_is_protected_until_somebody_says_otherwise(
     engine.up()
     assert set(engine.preview()) == {"same"}
     there = inventory(account)
-    with pytest.raises(ProgramError, match="protected"):
-        engine.destroy()
+    give_language_host(engine)
+    with pytest.raises(subprocess.CalledProcessError) as refused_too:
+        engine.cli("destroy", "--yes")
+    assert "secrets-bundle" in refused_too.value.output
+    assert "protect" in refused_too.value.output
     assert inventory(account) == there
 
     engine.configure({"protect": False})
@@ -150,12 +163,7 @@ def test_secrets_that_are_there_are_imported(account: aws.Account, tmp_path: Pat
     ]
     assert len(document["resources"]) == 2
     file.write_text(json.dumps(document))
-    host = tmp_path / "bin" / "pulumi-language-python"
-    host.parent.mkdir()
-    module = Path(__file__).with_name("language_host.py")
-    host.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P "{module}"\n')
-    host.chmod(0o755)
-    engine.environment["PATH"] = os.pathsep.join([str(host.parent), engine.environment["PATH"]])
+    give_language_host(engine)
     options = ("--generate-code=false", "--protect=false", "--yes")
     engine.cli("import", "--file", str(file), *options)
 
@@ -168,7 +176,9 @@ def test_secrets_that_are_there_are_imported(account: aws.Account, tmp_path: Pat
     assert manager.get_secret_value(SecretId=there["secrets-token"])["SecretString"] == CANARY
     assert set(engine.preview()) == {"same"}
     engine.destroy()
-    assert not any(inventory(account).values())
+    left = inventory(account)
+    assert [secret["Name"] for secret in left.pop("secrets")] == ["theirs/staging"]
+    assert not any(left.values())
 
 
 def test_the_commands_of_the_page_set_up_a_stack(account: aws.Account, tmp_path: Path) -> None:
