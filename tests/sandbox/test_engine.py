@@ -484,7 +484,7 @@ def test_the_ca_is_renewed_and_its_key_replaced_without_a_lost_scrape(
 def test_a_bundle_that_somebody_wrote_gives_way_to_one_command_alone(destroyed: Engine) -> None:
     engine, account = destroyed, aws.Account.read(destroyed.backend.parent / "aws.json")
     page = (ROOT / "docs/security.md").read_text()
-    machine, value = re.findall(r"(?m)^ +pulumi up --replace '(.*)'", page)
+    machine, value = re.findall(r"(?m)^ +pulumi up --replace '(.*?)'", page)
     assert machine == NEW_MACHINE
     engine.up()
     secrets, name = account.client("secretsmanager"), engine.outputs()["bundleSecretArn"]
