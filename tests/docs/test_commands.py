@@ -206,6 +206,11 @@ def test_what_is_not_there_is_seen(cli: Path, command: str, program: str) -> Non
         checks[program](command)
 
 
+def test_help_fits_into_a_terminal() -> None:
+    said = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert [line for line in said.stdout.splitlines() if len(line) > 80] == []
+
+
 def test_a_command_of_no_row_is_named() -> None:
     with pytest.raises(AssertionError, match=r"docs/x\.md:3: frobnicate --all: in no row"):
         row(Command("docs/x.md", 3, "frobnicate --all"))
