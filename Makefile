@@ -35,13 +35,13 @@ check: ## ruff, mypy, shellcheck, actionlint, zizmor
 	@.cache/bin/actionlint -shellcheck .venv/bin/shellcheck
 	@.venv/bin/zizmor --offline --quiet .github
 
-verify: ## whether what a stack declares is in force: STACK=prod [WAIT=600] [PROMETHEUS_URL=…]
+verify: ## say whether STACK is in force [WAIT=seconds] [PROMETHEUS_URL=…]
 	@$(PYTHON) -m monitoring.verify $(if $(STACK),--stack $(STACK)) $(if $(WAIT),--wait $(WAIT))
 
-dashboard: ## render the program's sections into ops/grafana/dashboard-sba.json, with default limits
+dashboard: ## render the program's sections into ops/grafana/dashboard-sba.json
 	@$(PYTHON) -m monitoring.dashboard ops/grafana/dashboard-sba.json
 
-generate: dashboard ## render what is committed in ops/: the dashboard, the alerts, the proxy configurations
+generate: dashboard ## render what is committed: dashboard, alerts, configurations
 	@$(PYTHON) -m monitoring.alerts ops/prometheus/rules.yml
 	@$(PYTHON) -m host.proxy ops/proxy
 
@@ -53,7 +53,7 @@ behaviour: ## write docs/behaviour.md, as the suite finds it
 	@tools/setup.sh test
 	@$(PYTHON) -m tests.behaviour.document
 
-picture: ## draw docs/dashboard.png: the dashboard over six hours of sample values
+picture: ## draw docs/dashboard.png, over six hours of sample values
 	@tools/setup.sh test
 	@$(PYTHON) -m tests.monitoring.picture docs/dashboard.png
 

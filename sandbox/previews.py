@@ -130,7 +130,7 @@ def stable(text: str) -> str:
 
 def page(texts: dict[str, str]) -> str:
     """The document."""
-    parts = [f"{said}\n```\n{texts[name]}\n```\n" for name, said in _SECTIONS.items()]
+    parts = [f"{said}\n```text\n{texts[name]}\n```\n" for name, said in _SECTIONS.items()]
     return "\n".join([_HEAD, *parts])
 
 

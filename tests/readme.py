@@ -1,4 +1,4 @@
-"""README's table of the settings."""
+"""The table of the settings in docs/configuration.md."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs/configuration.md"
 
 
 class Row(NamedTuple):
@@ -19,7 +19,7 @@ class Row(NamedTuple):
 
 def settings_table() -> dict[str, Row]:
     """Every row by its key; none twice."""
-    table = README.read_text().partition("| key | meaning | default | applies by |\n")[2]
+    table = PAGE.read_text().partition("| key | meaning | default | applies by |\n")[2]
     lines = table.partition("\n\n")[0].splitlines()[1:]
     rows = {}
     for line in lines:

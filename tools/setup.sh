@@ -35,7 +35,7 @@ stamp() { cat "${@:2}" | sha256sum > "$1"; }
 
 # Debian packages, by the program that each brings
 programs=(nginx:nginx apache2:apache2 openssl:openssl)
-[ "$what" = test ] && programs+=(systemd-analyze:systemd npm:npm ip:iproute2 faketime:faketime)
+[ "$what" = test ] && programs+=(systemd-analyze:systemd npm:npm ip:iproute2 faketime:faketime iptables:iptables curl:curl)
 if [ "$(uname -s)" = Linux ] && [ "$(id -u)" = 0 ]; then # what boots the declared machine
     programs+=(mmdebstrap:mmdebstrap systemd-nspawn:systemd-container dnsmasq:dnsmasq-base
         ip:iproute2 nft:nftables nsenter:util-linux sysctl:procps)

@@ -42,6 +42,8 @@ NONE: Final = "-"
 
 _HEAD: Final = """# Behaviour
 
+For whoever judges what reaches the API, and who else gets an answer.
+
 Written by `make behaviour` from what `tests/behaviour` found; a test fails where it does not hold.
 
 Every case was sent as raw bytes to nginx and Apache, started as the sandbox starts them, and to

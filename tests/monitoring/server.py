@@ -25,6 +25,7 @@ def serve(program: str, config: Path) -> Iterator[str]:
         f"--config.file={config}",
         f"--storage.tsdb.path={config.parent / 'data'}",
         f"--web.listen-address={address}",
+        "--web.enable-lifecycle",
     ]
     log = config.parent / "prometheus.log"
     with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:

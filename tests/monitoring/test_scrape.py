@@ -22,6 +22,7 @@ import yaml
 
 from config.settings import Settings
 from monitoring.scrape import scrape_config, scrape_config_list, scrape_config_objects, targets
+from sandbox.processes import wait
 from tests.certificates import self_signed
 
 MakeSettings = Callable[..., Settings]
@@ -349,3 +350,44 @@ def test_prometheus_has_one_steady_series_per_endpoint(
     ]
     assert len(steady) == 4
     assert by_target(gauges) == [("sba-api", "api", "1"), ("sba-proxy", None, "1")]
+
+
+def test_a_proxy_by_hand_gives_way_without_a_lost_scrape(
+    settings: MakeSettings,
+    promtool: str,
+    prometheus: Prometheus,
+    certificate: Path,
+    tmp_path: Path,
+) -> None:
+    """As docs/migration.md says: beside it under another job, then in its place."""
+    ca = tmp_path / "ca.pem"
+    ca.write_text(authority(certificate))
+    with serving(certificate) as old, serving(certificate) as new:
+        chosen = {"serverName": "proxy.test", "endpoints": [endpoint("api", "/metrics")]}
+        first, then = (
+            scrape_config(settings(**chosen, port=new, job=job), "127.0.0.1", ca.read_text())
+            for job in ("sba-api-next", "sba-api")
+        )
+        by_hand = yaml.safe_load(Path("ops/proxy/by-hand.yml").read_text())
+        [job] = by_hand["scrape_configs"]
+        job["tls_config"] |= {"ca_file": str(ca), "server_name": "proxy.test"}
+        job["static_configs"] = [{**job["static_configs"][0], "targets": [f"127.0.0.1:{old}"]}]
+        config = write_config(tmp_path, yaml.safe_dump(by_hand), first)
+        assert not check(promtool, config)
+
+        def scraped(url: str, job: str, port: int) -> bool:
+            query = f'count_over_time(up{{job="{job}",instance="127.0.0.1:{port}"}}[5m]) > 3'
+            return bool(answer(url, query))
+
+        with prometheus(config) as url:
+            wait(lambda: scraped(url, "sba-api", old), "the old one")
+            wait(lambda: scraped(url, "sba-api-next", new), "the new one beside it")
+            (tmp_path / "jobs/0.yml").unlink()
+            (tmp_path / "jobs/1.yml").write_text(then)
+            assert not check(promtool, config)
+            address = urllib.parse.urlsplit(url).netloc
+            reload = urllib.request.Request(f"http://{address}/-/reload", method="POST")
+            urllib.request.urlopen(reload, timeout=10).close()
+            wait(lambda: scraped(url, "sba-api", new), "the new one in its place")
+            lost = answer(url, "min_over_time(up[5m]) < 1")
+    assert lost == []

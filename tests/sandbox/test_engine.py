@@ -318,7 +318,7 @@ def test_a_folder_of_others_holds_the_dashboard_and_stays(
 
 
 def test_what_changes_the_address(destroyed: Engine) -> None:
-    """README's *new address*, and what a renamed stack does."""
+    """docs/configuration.md's *new address*, and what a renamed stack does."""
     engine = destroyed
     account = aws.Account.read(engine.backend.parent / "aws.json")
     ec2 = account.client("ec2")
@@ -473,6 +473,21 @@ def test_the_ca_is_renewed_and_its_key_replaced_without_a_lost_scrape(
         assert trusted(new, shown, tmp_path)
     assert not trusted(new, leaf, tmp_path), "the old CA is gone"
     engine.config_file.write_text(before)
+
+
+def test_a_bundle_that_somebody_wrote_gives_way_to_one_command_alone(destroyed: Engine) -> None:
+    engine, account = destroyed, aws.Account.read(destroyed.backend.parent / "aws.json")
+    page = (ROOT / "docs/security.md").read_text()
+    machine, value = re.findall(r"(?m)^ +pulumi up --replace '(.*?)'", page)
+    assert machine == NEW_MACHINE
+    engine.up()
+    secrets, name = account.client("secretsmanager"), engine.outputs()["bundleSecretArn"]
+    bundle = secrets.get_secret_value(SecretId=name)["SecretString"]
+    secrets.put_secret_value(SecretId=name, SecretString="{}")
+    engine.up(refresh=True)
+    assert secrets.get_secret_value(SecretId=name)["SecretString"] == "{}"
+    engine.up(replace=[value])
+    assert secrets.get_secret_value(SecretId=name)["SecretString"] == bundle
 
 
 def test_the_machine_reads_what_customer_keys_encrypt(destroyed: Engine) -> None:

@@ -62,6 +62,8 @@ def test_fault(
 
 HEAD = """# Faults
 
+For whoever wants to know what a failure costs.
+
 Written by `tests/vm/test_faults.py`, which causes each of them on the booted machine. It checks
 what a real Prometheus loses at one scrape a second (and a timeout of one), that the metric and the
 console name the cause while it lasts, and that all is well again by itself. *A restart*: what fits
