@@ -73,6 +73,13 @@ class Account:
         """A boto3 client of the admin."""
         return _client(self, service, self.access_key_id, self.secret_access_key)
 
+    def another_subnet(self, cidr: str, zone: str = "b") -> str:
+        """Make one more private subnet, in the zone of that letter, and return its id."""
+        made = self.client("ec2").create_subnet(
+            VpcId=self.vpc_id, CidrBlock=cidr, AvailabilityZone=f"{self.region}{zone}"
+        )
+        return str(made["Subnet"]["SubnetId"])
+
     def instance_credentials(self, instance_id: str) -> dict[str, str]:
         """What the metadata service of this instance would answer for its role.
 

@@ -154,6 +154,7 @@ def copied(folder: Path, account: Account, name: str) -> Engine:
         {
             "URL of Grafana": "http://grafana.invalid",
             "id of a private subnet": account.subnet_id,
+            "id of one in another zone": account.another_subnet("10.20.4.0/24"),
             "network of Prometheus": "10.20.2.0/24",
             "network of the API": "10.20.3.0/24",
             "security group of the API": account.api_security_group_id,

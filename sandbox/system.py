@@ -209,16 +209,9 @@ class Sandbox:
 
     def _subnets(self) -> list[str]:
         """A fleet's: the account's one, and one in each other zone."""
-        account = self.account
-        more = [
-            account.client("ec2").create_subnet(
-                VpcId=account.vpc_id,
-                CidrBlock=zone.subnet,
-                AvailabilityZone=f"{aws.REGION}{zone.letter}",
-            )["Subnet"]["SubnetId"]
-            for zone in ZONES[1 : self.machines]
-        ]
-        return [account.subnet_id, *more]
+        zones = ZONES[1 : self.machines]
+        more = [self.account.another_subnet(zone.subnet, zone.letter) for zone in zones]
+        return [self.account.subnet_id, *more]
 
     def sample_api(self) -> None:
         if self.process("api"):

@@ -94,7 +94,8 @@ def committed(name: str) -> dict[str, Any]:
     """The config of a committed stack file, with what its user puts in."""
     values = {
         "URL of Grafana": "https://grafana.example.com",
-        "id of a private subnet": "subnet-0123456789abcdef0",
+        "id of a private subnet": next(iter(ZONES)),
+        "id of one in another zone": list(ZONES)[1],
         "network of Prometheus": "10.20.0.0/24",
         "network of the API": "10.30.0.0/24",
         "security group of the API": "sg-0123456789abcdef0",

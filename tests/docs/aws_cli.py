@@ -44,6 +44,9 @@ def parse(command: str) -> Call:
             [value] = values
             query = value if option == "--query" else query
             continue
+        if option == "--max-items" and _has_pages(service, names[name]):
+            [_] = map(int, values)
+            continue
         assert option in members, f"{name} has no {option}"
         member = shape.members[members[option]]
         parameters[members[option]] = _value(member, values)
@@ -56,6 +59,15 @@ def parse(command: str) -> Call:
 @cache
 def _model(service: str) -> Any:
     return botocore.session.get_session().get_service_model(service)
+
+
+def _has_pages(service: str, operation: str) -> bool:
+    """Whether the CLI has its own options for the pages of an answer."""
+    model = botocore.session.get_session().get_paginator_model(service)
+    try:
+        return bool(model.get_paginator(operation))
+    except ValueError:
+        return False
 
 
 def _value(shape: Any, values: list[str]) -> Any:

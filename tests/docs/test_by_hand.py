@@ -93,7 +93,7 @@ def test_the_scrape_config_is_the_programs_with_a_file_for_the_ca() -> None:
         "prometheusCidrs": '["10.20.0.0/16"]',
         "apiCidrs": '["10.20.2.0/24"]',
     }
-    job, _ = scrape.jobs(Settings.parse("dev", required, has_token=True), "10.20.1.7", "")
+    job, _ = scrape.jobs(Settings.parse("dev", required, has_token=True), "10.20.1.7", {}, "")
     job["tls_config"]["ca_file"] = "ca.pem"
     del job["tls_config"]["ca"]
     assert yaml.safe_load((ROOT / "ops/proxy/by-hand.yml").read_text()) == {"scrape_configs": [job]}

@@ -112,10 +112,7 @@ def test_whoever_deploys_needs_no_more_than_the_policy(
 
 def as_fleet(engine: Engine, account: aws.Account, number: int) -> None:
     """The same stack in two subnets, of which one is new, and with secrets of its own."""
-    other = account.client("ec2").create_subnet(
-        VpcId=account.vpc_id, CidrBlock=f"10.20.{number}.0/24", AvailabilityZone=f"{aws.REGION}b"
-    )
-    subnets = [account.subnet_id, other["Subnet"]["SubnetId"]]
+    subnets = [account.subnet_id, account.another_subnet(f"10.20.{number}.0/24")]
     prefix = f"metrics-proxy/{number}"
     engine.configure({"subnetId": None, "subnetIds": subnets, "secretPrefix": prefix})
 

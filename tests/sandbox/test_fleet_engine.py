@@ -30,14 +30,11 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         folder, region=aws.REGION, vpc_cidr="10.20.0.0/16", subnet_cidr="10.20.1.0/24", pace=FAST
     )
     try:
-        other = account.client("ec2").create_subnet(
-            VpcId=account.vpc_id, CidrBlock="10.20.9.0/24", AvailabilityZone=f"{aws.REGION}b"
-        )
         made = Engine(folder, account)
         made.configure(
             {
                 "aws:region": account.region,
-                "subnetIds": [account.subnet_id, other["Subnet"]["SubnetId"]],
+                "subnetIds": [account.subnet_id, account.another_subnet("10.20.9.0/24")],
                 "prometheusCidrs": ["10.20.2.0/24"],
                 "apiSecurityGroupId": account.api_security_group_id,
                 "instanceType": "t3.micro",

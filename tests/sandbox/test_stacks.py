@@ -33,6 +33,7 @@ def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[aws.Account]:
         region=aws.REGION,
         vpc_cidr="10.20.0.0/16",
         subnet_cidr="10.20.1.0/24",
+        pace=1_000,
     )
     yield account
     process.terminate()
