@@ -9,6 +9,7 @@ known.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import math
@@ -201,8 +202,6 @@ class AutoScaling:
         return {**data, "NetworkInterfaces": [card]}
 
     def _template(self, template: dict[str, str]) -> dict[str, Any]:
-        import base64
-
         [found] = self._ec2.describe_launch_template_versions(
             LaunchTemplateId=template["LaunchTemplateId"], Versions=[template["Version"]]
         )["LaunchTemplateVersions"]

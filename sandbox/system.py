@@ -233,15 +233,14 @@ class Sandbox:
         if "configured" in self.state:
             engine.configure({"server": server} if server else {})
             return
+        place: dict[str, Any] = {"subnetId": self.account.subnet_id}
+        if self.fleet:
+            place = {"subnetIds": self._subnets()}
         upstreams = {"api": ("/metrics", ports.api), "workers": ("/metrics/workers", ports.workers)}
         engine.configure(
             {
                 "aws:region": aws.REGION,
-                **(
-                    {"subnetIds": self._subnets()}
-                    if self.fleet
-                    else {"subnetId": self.account.subnet_id}
-                ),
+                **place,
                 "prometheusCidrs": [network.prometheus_cidr],
                 "apiCidrs": [network.api_cidr],
                 "endpoints": [

@@ -90,14 +90,8 @@ class Fleet:
     def tell(self, **states: str) -> None:
         """What a balancer would have found: instance → state; of all others nothing yet."""
         file = self.engine.backend.parent / HEALTH
-        file.with_suffix(".part").write_text(
-            json.dumps(
-                {
-                    k.replace("_", "-"): {"State": v, "Description": f"is {v}"}
-                    for k, v in states.items()
-                }
-            )
-        )
+        told = {key: {"State": it, "Description": f"is {it}"} for key, it in states.items()}
+        file.with_suffix(".part").write_text(json.dumps(told))
         file.with_suffix(".part").replace(file)
 
     def all_well(self) -> None:

@@ -142,7 +142,7 @@ class Booted:
     kind: ClassVar[str] = "vm"
     addresses: ClassVar[Addresses] = ADDRESSES
     ports: ClassVar[Ports] = Ports(proxy=9446, prometheus=9090, api=9464, workers=3002)
-    zones: ClassVar[Sequence[Zone]] = ()
+    zones: Sequence[Zone] = ()
     """Of a fleet; the one machine's subnet is none of them."""
 
     folder: Path

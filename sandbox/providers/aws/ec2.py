@@ -331,12 +331,15 @@ class LaunchTemplate(AwsKind):
         found = self.ec2.describe_launch_templates(LaunchTemplateIds=[resource_id])
         if not (templates := found["LaunchTemplates"]):
             return None  # moto's way to say that it is not there
+        # moto tells a template's tags as they were at first
+        own = [{"Name": "resource-id", "Values": [resource_id]}]
+        tags = self.ec2.describe_tags(Filters=own)["Tags"]
         return {
             "arn": self.session.arn(f"launch-template/{resource_id}"),
             "defaultVersion": templates[0]["DefaultVersionNumber"],
             "latestVersion": templates[0]["LatestVersionNumber"],
             "name": templates[0]["LaunchTemplateName"],
-            "tagsAll": from_tags(templates[0].get("Tags", [])),
+            "tagsAll": from_tags(tags),
         }
 
     def update(self, it: Existing) -> Values:

@@ -226,7 +226,7 @@ class TargetGroup(_Balancing):
             if not re.fullmatch(CODES, matcher) or not all(200 <= code <= 599 for code in codes):
                 yield "healthCheck.matcher", f"{matcher!r} must be codes of 200 to 599"
         pair = (check.get("timeout"), check.get("interval"))
-        if None not in pair and known(list(pair)) and pair[0] > pair[1]:  # type: ignore[operator]
+        if None not in pair and known(list(pair)) and pair[0] > pair[1]:
             yield "healthCheck.timeout", f"{pair[0]} is longer than the interval, {pair[1]}"
 
     def normal(self, key: str, value: Any) -> Any:
