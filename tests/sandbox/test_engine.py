@@ -14,6 +14,7 @@ import urllib.parse
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -125,7 +126,8 @@ def test_a_stack_lives_from_preview_to_destroy(
 
     # a newer image is no reason for a new machine, but it comes with one that is asked for
     with monkeypatch.context() as patch:
-        patch.setattr("components.preflight.newest_debian", lambda _: "ami-0aaaaaaaaaaaaaaa0")
+        newer = SimpleNamespace(id="ami-0aaaaaaaaaaaaaaa0", root_device_name="/dev/xvda")
+        patch.setattr("components.preflight.newest_debian", lambda _: newer)
         assert set(engine.preview()) == {"same"}
         address = engine.outputs()["privateIp"]
         assert engine.up(replace=[NEW_MACHINE]).get("replace") == 1
