@@ -154,7 +154,7 @@ class Fleet(ProxyHost):
                 ignore_changes=["imageId"] if settings.ami_id is None else None,
             ),
         )
-        always = {"min_healthy_percentage": 100, "max_healthy_percentage": 200}
+        always: dict[str, Any] = {"min_healthy_percentage": 100, "max_healthy_percentage": 200}
         group = aws.autoscaling.Group(
             f"{name}-group",
             min_size=size,

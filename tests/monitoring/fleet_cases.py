@@ -127,13 +127,13 @@ def said_by_machines() -> Iterable[Case]:
     status = proxy("upstream_http_status", endpoint="api")
     for bad, name in ((0, "SbaUpstreamDown"), (503, "SbaUpstreamDown"), (401, "SbaTokenRejected")):
         for zones in ([A], [B], [A, B]):
-            labels = (
+            who = (
                 {"zone": zone, "endpoint": "api"}
                 if name == "SbaUpstreamDown"
                 else by(zone, endpoint="api")
                 for zone in zones
             )
-            fires = [during(name, 10, **each) for each in labels]
+            fires = [during(name, 10, **each) for each in who]
             yield case(name, f"{bad} in {zones}", on(zones, status, bad, 200), *fires)
     # no token there, so what its API answers is no token's fault
     token = proxy("secret_info", secret="token", version="1")
@@ -148,8 +148,8 @@ def said_by_machines() -> Iterable[Case]:
         labels = {**by(B), **more, **{k: v for k, v in it[1] if k == "reason"}}
         yield case(name, "in one zone", on([B], it, bad, well), during(name, begin, **labels))
     stopped: World = {of_zone(B, proxy("sync_timestamp_seconds")): always(60 * CAUSE - 481)}
-    fires = during("SbaSyncStopped", 10, **by(B, threshold=480))
-    yield case("SbaSyncStopped", "in one zone", stopped, fires)
+    late = during("SbaSyncStopped", 10, **by(B, threshold=480))
+    yield case("SbaSyncStopped", "in one zone", stopped, late)
 
 
 FLEET_CASES: Final = [*one_down(), *all_down(), *said_by_machines()]
