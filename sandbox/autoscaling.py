@@ -125,8 +125,8 @@ class AutoScaling:
         young = now - one.since < group.health_check_grace_period
         if group.health_check_type == "ELB" and not young and self._state(one) == "unhealthy":
             return UNHEALTHY
-        one.health_status = "Healthy"
-        return None
+        # what was found unhealthy once is replaced, and not looked at again
+        return UNHEALTHY if one.health_status == "Unhealthy" else None
 
     def _replaced(self, group: Any) -> bool:
         """Whether enough others are well, where the group wants them first."""
