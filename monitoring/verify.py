@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -109,7 +109,7 @@ class Declared:
 class Answer:
     """The samples of /metrics/proxy: name without prefix, labels, value; `now` is its clock's."""
 
-    samples: list[tuple[str, Mapping[str, str], float]]
+    samples: Sequence[tuple[str, Mapping[str, str], float]]
     now: float
 
     def values(self, metric: str, **labels: str) -> set[float]:
@@ -246,7 +246,7 @@ class Line:
     text: str
 
 
-Answers = dict[str, list[Answer | str]]
+Answers = Mapping[str, Sequence[Answer | str]]
 """Target → its answers; a text says why there is none."""
 
 
@@ -288,7 +288,7 @@ def answers_of(declared: Declared, document: Any) -> tuple[Answers, list[Line]]:
             up.setdefault(instance, set()).add(value)
         else:
             scrapes.setdefault(labels.get("endpoint", ""), set()).add(value)
-    answers: Answers = {}
+    answers: dict[str, list[Answer | str]] = {}
     for target in declared.targets:
         if target not in up:
             said = f"Prometheus has not scraped it for {WINDOW}: give it the output scrapeConfig"

@@ -516,8 +516,8 @@ def test_the_outputs(deploy: Deploy) -> None:
     assert yaml.safe_load(cloud.outputs["scrapeConfigList"]) == jobs
     objects = list(yaml.safe_load_all(cloud.outputs["scrapeConfigObjects"]))
     assert [it["kind"] for it in objects] == ["ConfigMap", "ScrapeConfig", "ScrapeConfig"]
-    texts = ("scrapeConfig", "scrapeConfigList", "scrapeConfigObjects", "prometheusRules")
-    texts += ("alerts", "dashboard")
+    texts = ["scrapeConfig", "scrapeConfigList", "scrapeConfigObjects", "prometheusRules"]
+    texts += ["alerts", "dashboard"]
     text = user_data(cloud)
     committed = yaml.safe_load(cloud.outputs["userData"])[0]
     assert committed.keys() == {"path", "sha256"}

@@ -150,7 +150,7 @@ def test_every_command_is_in_the_table_and_every_row_has_one() -> None:
 
 
 def test_what_a_command_names_is_there(cli: Path) -> None:
-    checks = {**CHECKS, "pulumi": partial(pulumi, cli=cli)}
+    checks: dict[str, Callable[[str], None]] = {**CHECKS, "pulumi": partial(pulumi, cli=cli)}
     wrong = []
     for command in every(lambda it: isinstance(it, Checked)):
         way = how(command)
@@ -201,7 +201,7 @@ def test_shell_is_shell() -> None:
     ],
 )
 def test_what_is_not_there_is_seen(cli: Path, command: str, program: str) -> None:
-    checks = {**CHECKS, "pulumi": partial(pulumi, cli=cli)}
+    checks: dict[str, Callable[[str], None]] = {**CHECKS, "pulumi": partial(pulumi, cli=cli)}
     with pytest.raises((AssertionError, SystemExit)):
         checks[program](command)
 

@@ -365,7 +365,7 @@ def test_a_proxy_by_hand_gives_way_without_a_lost_scrape(
     with serving(certificate) as old, serving(certificate) as new:
         chosen = {"serverName": "proxy.test", "endpoints": [endpoint("api", "/metrics")]}
         first, then = (
-            scrape_config(settings(**chosen, port=new, job=job), "127.0.0.1", ca.read_text())
+            scrape_config(settings(**chosen, port=new, job=job), "127.0.0.1", {}, ca.read_text())
             for job in ("sba-api-next", "sba-api")
         )
         by_hand = yaml.safe_load(Path("ops/proxy/by-hand.yml").read_text())

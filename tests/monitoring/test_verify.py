@@ -46,7 +46,7 @@ DECLARED = {
 
 def outputs(settings: MakeSettings, *targets: str, **changes: Any) -> dict[str, Any]:
     """As `pulumi stack output --json` gives them."""
-    forms = scrape.forms(settings(), targets[0].partition(":")[0], CERTIFICATE)
+    forms = scrape.forms(settings(), targets[0].partition(":")[0], {}, CERTIFICATE)
     return {
         **forms,
         "proxyTargets": [{"address": target} for target in targets],
@@ -523,7 +523,7 @@ def test_another_ca_is_not_believed(
 def test_another_name_is_not_believed(settings: MakeSettings, tmp_path: Path) -> None:
     pair = self_signed("another.local")
     found = {**outputs(settings, TWO[0])}
-    found |= scrape.forms(settings(), "127.0.0.1", pair[0])
+    found |= scrape.forms(settings(), "127.0.0.1", {}, pair[0])
     with server(tmp_path, GOOD, pair=pair) as (target, _):
         found["proxyTargets"] = [{"address": target}]
         [line] = verify.directly(Declared.read(found))
@@ -534,7 +534,7 @@ def test_one_of_two_cas_is_enough(settings: MakeSettings, tmp_path: Path) -> Non
     """While the CA's key is replaced."""
     found = outputs(settings, TWO[0])
     previous = settings(previousCaCertificate=CERTIFICATE)
-    found |= scrape.forms(previous, "127.0.0.1", self_signed("new CA")[0])
+    found |= scrape.forms(previous, "127.0.0.1", {}, self_signed("new CA")[0])
     with server(tmp_path, GOOD, pair=(CERTIFICATE, KEY)) as (target, _):
         found["proxyTargets"] = [{"address": target}]
         assert wrong(verify.directly(Declared.read(found))) == {}

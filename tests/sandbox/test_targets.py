@@ -35,7 +35,7 @@ class LanguageHost(LanguageServer):
     """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(lambda: run_path(str(ROOT / "__main__.py"), run_name="__main__") and None)
+        super().__init__(self.program)
         self.engine = folder / "engine"
         self.server = grpc.server(ThreadPoolExecutor(4))
         language_pb2_grpc.add_LanguageRuntimeServicer_to_server(self, self.server)
@@ -47,6 +47,10 @@ class LanguageHost(LanguageServer):
         )
         plugin.chmod(0o755)
         self.server.start()
+
+    @staticmethod
+    def program() -> None:
+        run_path(str(ROOT / "__main__.py"), run_name="__main__")
 
     @override
     def Run(self, request: Any, context: Any) -> Any:
