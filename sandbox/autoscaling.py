@@ -165,7 +165,7 @@ class AutoScaling:
         instance = group.ec2_backend.get_instance(made["InstanceId"])
         instance.autoscaling_group = group
         instance.add_tags({GROUP_TAG: group.name, VERSION_TAG: template["Version"]})
-        one = InstanceState(instance)
+        one: Any = InstanceState(instance)
         one.template, one.since, one.leaves = template, time.monotonic(), None
         group.instance_states.append(one)
         for target_group in self._target_groups(group):
@@ -627,7 +627,7 @@ def mend(auto_scaling: Callable[[], AutoScaling], folder: Path) -> Iterator[tupl
 
     def make_balancer(self: Any, **given: Any) -> Any:
         """A Network Load Balancer has its own form of name, and an address in each subnet."""
-        made = create_balancer(self, **given)
+        made: Any = create_balancer(self, **given)
         if made.type == "network":
             del self.load_balancers[made.arn]
             made.arn = made.arn.replace("/app/", "/net/")

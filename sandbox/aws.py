@@ -275,8 +275,8 @@ def _mend(scaling: Callable[[], autoscaling.AutoScaling], folder: Path) -> None:
         for interface in self.nics.values():
             interface.instance = interface.attachment_id = interface.attach_time = None
             interface.status = "available"
+            # its address is not given again: whoever had it may still hold the lease
             if interface.delete_on_termination:
-                interface.subnet.del_subnet_ip(interface.private_ip_address)
                 self.ec2_backend.enis.pop(interface.id, None)
         return state
 

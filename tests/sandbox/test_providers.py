@@ -334,7 +334,7 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
         *(TEMPLATE, {"networkInterfaces": [{}], "vpcSecurityGroupIds": ["sg-1"]}),
         "vpcSecurityGroupIds: belong to the interface",
     ),
-    (SCALING, scaling(minSize=5), "desiredCapacity: None must be between minSize, 5, and maxSize"),
+    (SCALING, scaling(minSize=5), "desiredCapacity: 5 must be between minSize, 5, and maxSize"),
     (SCALING, scaling(desiredCapacity=5), "desiredCapacity: 5 must be between minSize, 2"),
     (SCALING, scaling(healthCheckType="HTTP"), "healthCheckType: must be EC2 or ELB"),
     (SCALING, scaling(launchTemplate=None), "launchTemplate: is required"),

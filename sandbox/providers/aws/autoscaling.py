@@ -47,8 +47,9 @@ class Group(AwsKind):
 
     def check(self, inputs: Values) -> Problems:
         yield from check_name(inputs["name"], 255, r"[\w .=,@/+-]+")
-        low, high, wanted = (inputs.get(k) for k in ("minSize", "maxSize", "desiredCapacity"))
-        if known([low, high, wanted]) and not low <= (low if wanted is None else wanted) <= high:
+        low, high = inputs["minSize"], inputs["maxSize"]
+        wanted = inputs.get("desiredCapacity", low)
+        if known([low, high, wanted]) and not low <= wanted <= high:
             yield "desiredCapacity", f"{wanted} must be between minSize, {low}, and maxSize, {high}"
         if inputs.get("healthCheckType", "EC2") not in ("EC2", "ELB", UNKNOWN):
             yield "healthCheckType", f"must be EC2 or ELB, not {inputs['healthCheckType']!r}"
@@ -97,7 +98,8 @@ class Group(AwsKind):
 
     @staticmethod
     def _check_percentages(path: str, given: Values) -> Problems:
-        low, high = (given.get(f"{k}HealthyPercentage") for k in ("min", "max"))
+        low: Any = given.get("minHealthyPercentage")
+        high: Any = given.get("maxHealthyPercentage")
         for key, value, allowed in (("min", low, (0, 100)), ("max", high, (100, 200))):
             if value is not None and known(value) and not allowed[0] <= value <= allowed[1]:
                 limits = " to ".join(map(str, allowed))
@@ -148,12 +150,12 @@ class Group(AwsKind):
             Tags=self._tags(name, inputs),
         )
         self._wait_for_capacity(name, inputs)
-        return name, self.describe(name)
+        return name, self.describe(name) or {}
 
     def _wait_for_capacity(self, name: str, inputs: Values) -> None:
         """As the provider does, and with AWS' words if no machine comes."""
-        wanted = inputs.get("desiredCapacity", inputs["minSize"])
-        wanted_elb = inputs.get("waitForElbCapacity", inputs.get("minElbCapacity", 0))
+        wanted: Any = inputs.get("desiredCapacity", inputs["minSize"])
+        wanted_elb: Any = inputs.get("waitForElbCapacity", inputs.get("minElbCapacity", 0))
         units = {"s": 1, "m": 60, "h": 3_600}
         timeout = inputs["waitForCapacityTimeout"]
         seconds = 0 if timeout == "0" else int(timeout[:-1]) * units[timeout[-1]]

@@ -225,9 +225,9 @@ class TargetGroup(_Balancing):
             codes = [int(code) for code in re.findall(r"\d+", matcher)]
             if not re.fullmatch(CODES, matcher) or not all(200 <= code <= 599 for code in codes):
                 yield "healthCheck.matcher", f"{matcher!r} must be codes of 200 to 599"
-        pair = (check.get("timeout"), check.get("interval"))
-        if None not in pair and known(list(pair)) and pair[0] > pair[1]:
-            yield "healthCheck.timeout", f"{pair[0]} is longer than the interval, {pair[1]}"
+        timeout, interval = check.get("timeout", 0), check.get("interval", 300)
+        if known([timeout, interval]) and timeout > interval:
+            yield "healthCheck.timeout", f"{timeout} is longer than the interval, {interval}"
 
     def normal(self, key: str, value: Any) -> Any:
         """What is not said of a health check is chosen by AWS."""
