@@ -41,9 +41,10 @@ verify: ## say whether STACK is in force [WAIT=seconds] [PROMETHEUS_URL=…]
 dashboard: ## render the program's sections into ops/grafana/dashboard-sba.json
 	@$(PYTHON) -m monitoring.dashboard ops/grafana/dashboard-sba.json
 
-generate: dashboard ## render what is committed: dashboard, alerts, configurations
+generate: dashboard ## render what is committed: dashboard, alerts, what machines get
 	@$(PYTHON) -m monitoring.alerts ops/prometheus/rules.yml
 	@$(PYTHON) -m host.proxy ops/proxy
+	@$(PYTHON) -m host.cloud_config
 
 previews: ## write docs/previews.md, as the engine finds it
 	@tools/setup.sh demo
