@@ -181,7 +181,8 @@ def routes(configuration: str) -> dict[str, str]:
     if not found:
         configuration = expanded(configuration)
         rule = (
-            r'RewriteCond "%\{THE_REQUEST\}" "([^"]*)"\n *RewriteRule "\^" "([^"]*)" \[(?:P|END)\]'
+            r'RewriteCond "%\{THE_REQUEST\}" "([^"]*)"\n *'
+            r'RewriteRule "\^[^"]*" "([^"]*)" \[(?:P|END)\]'
         )
         pairs = re.findall(rule, configuration)
         assert len(pairs) == configuration.count("THE_REQUEST")
