@@ -1,8 +1,8 @@
-.PHONY: help setup demo down test check generate dashboard behaviour
+.PHONY: help setup demo down test check generate dashboard behaviour bench bench-quick
 PYTHON := .venv/bin/python
 
 help: ## show this
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 setup: ## install and build what demo and test need
 	@tools/setup.sh test
@@ -35,3 +35,11 @@ generate: dashboard ## render what is committed in ops/: the dashboard, the aler
 behaviour: ## write docs/behaviour.md, as the suite finds it
 	@tools/setup.sh test
 	@$(PYTHON) -m tests.behaviour.document
+
+bench: ## measure all of it beside what people would use instead, and write docs/benchmarks.md (10 min)
+	@tools/setup.sh test
+	@$(PYTHON) -m bench
+
+bench-quick: ## the same with fewer rounds (2 min)
+	@tools/setup.sh test
+	@$(PYTHON) -m bench --quick
