@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import secrets
 import tempfile
 import time
@@ -18,10 +20,11 @@ from sandbox.machines.vm.machine import VirtualMachine
 from sandbox.processes import wait
 from sandbox.system import Sandbox
 
+SYNC: Final = "metrics-proxy-sync"
 ENDED: Final = "ExecMainExitTimestampMonotonic"
 UNITS: Final = {
     **dict.fromkeys(("cloud-init-local", "cloud-init-network", "cloud-config"), ENDED),
-    **dict.fromkeys(("install-metrics-proxy", "metrics-proxy-sync"), ENDED),
+    **dict.fromkeys(("install-metrics-proxy", SYNC), ENDED),
     "metrics-proxy": "ActiveEnterTimestampMonotonic",
 }
 
@@ -44,34 +47,48 @@ class Booted:
 
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox, self.aws = sandbox, sandbox.account.client("secretsmanager")
+        assert isinstance(sandbox.machine, VirtualMachine)  # noqa: S101
+        self.machine = sandbox.machine
 
     def _show(self, unit: str, *keys: str) -> list[int]:
         """Numbers that systemd keeps of a unit."""
-        machine = self.sandbox.machine
-        assert isinstance(machine, VirtualMachine)  # noqa: S101
-        text = machine.inside("systemctl", "show", *(f"-p{key}" for key in keys), unit).stdout
+        text = self.machine.inside("systemctl", "show", *(f"-p{key}" for key in keys), unit).stdout
         values = dict(line.split("=") for line in text.splitlines())
         return [int(values[key]) for key in keys]
 
-    def _run(self) -> dict[str, float]:
-        """The next run of the sync that begins and ends."""
-        unit, keys = "metrics-proxy-sync", ("ExecMainStartTimestampMonotonic", ENDED)
-        [now] = self._show(unit, ENDED)
-        wait(lambda: self._show(unit, ENDED) > [now], "the sync")
-        start, end, cpu, peak = self._show(unit, *keys, "CPUUsageNSec", "MemoryPeak")
-        return {"cpu": cpu / 1e9, "MB": peak / 2**20, "seconds": (end - start) / 1e6}
+    def _end(self) -> dict[str, float]:
+        """Of the run of the sync that is going on, or was the last: seconds of CPU, and of time."""
+        wait(lambda: self._show(SYNC, ENDED) != [0], "the sync to end")
+        start, end, cpu = self._show(SYNC, "ExecMainStartTimestampMonotonic", ENDED, "CPUUsageNSec")
+        return {"cpu": cpu / 1e9, "seconds": (end - start) / 1e6}
 
     def _at_rest(self) -> dict[str, float]:
-        runs = [self._run() for _ in range(4)][1:]
-        return {key: median(run[key] for run in runs) for key in runs[0]}
+        """Of three whole runs, and megabytes at most."""
+        runs = []
+        for _ in range(4):
+            self._end()
+            wait(lambda: self._show(SYNC, ENDED) == [0], "the sync to begin")
+            status = self.machine.root / f"proc/{self._show(SYNC, 'MainPID')[0]}/status"
+            peak = 0.0
+            with contextlib.suppress(OSError):
+                while found := re.search(r"VmHWM:\s+(\d+)", status.read_text()):
+                    peak = int(found[1]) / 1024
+                    time.sleep(0.01)
+            runs.append({"MB": peak, **self._end()})
+        return {key: median(run[key] for run in runs[1:]) for key in runs[0]}
 
     def measure(self, boot: float, rotations: int) -> dict[str, Any]:
         [start] = self._show("", "UserspaceTimestampMonotonic")
         seconds = {unit: (self._show(unit, key)[0] - start) / 1e6 for unit, key in UNITS.items()}
         sync = {"nothing to do, 2 endpoints": self._at_rest()}
-        taken = [self._rotate() for _ in range(rotations)]
+        taken, runs = [], []
+        for _ in range(rotations):
+            taken.append(self._rotate())
+            runs.append(self._end())
+        sync["a token"] = {key: median(run[key] for run in runs) for key in runs[0]}
         for number in (80, fit("nginx")):
             self._give(number)
+            sync[f"a configuration, {number} endpoints"] = self._end()
             sync[f"nothing to do, {number} endpoints"] = self._at_rest()
         token = {
             "median": median(seconds for seconds, _ in taken),
