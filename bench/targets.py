@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -111,7 +110,6 @@ class Ours:
     server: str
     endpoints: int = 2
     path: str = "/metrics"
-    edit: Callable[[str], str] = str
 
     def prepare(self, place: Place) -> list[str]:
         """Write the machine's files and a generation; the unit's command."""
@@ -122,7 +120,7 @@ class Ours:
         # limits that a flood from one address does not meet; they are counted all the same
         text = re.sub(r"rate=\d+r/s", "rate=1000000r/s", proxy.render(settings))
         token = proxy.SYNC_COMMANDS[self.server]["token_line"].replace("{token}", TOKEN)
-        files = {"proxy_conf": self.edit(text), "token_conf": token, "generation_conf": ""}
+        files = {"proxy_conf": text, "token_conf": token, "generation_conf": ""}
         place.write(state / "gen-1", **files)
         return UnitRunner(place.folder, {}, Path()).command(cloud_config.PROXY_UNIT)
 
