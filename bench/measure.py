@@ -36,19 +36,29 @@ class Server:
     def _processes(self) -> list[Path]:
         found = [Path(f"/proc/{self.pid}")] if self.pid else []
         for process in found:  # which grows meanwhile
-            for children in process.glob("task/*/children"):
-                found += [Path(f"/proc/{pid}") for pid in children.read_text().split()]
+            for text in _read(process, "task/*/children").values():
+                found += [Path(f"/proc/{pid}") for pid in text.split()]
         return found
 
     def cpu(self) -> dict[Path, int]:
         """Nanoseconds on a CPU, by task."""
-        tasks = [task for process in self._processes() for task in process.glob("task/*/schedstat")]
-        return {task: int(task.read_text().split()[0]) for task in tasks}
+        files = [_read(process, "task/*/schedstat") for process in self._processes()]
+        return {task: int(text.split()[0]) for read in files for task, text in read.items()}
 
     def pss(self) -> float:
         """Megabytes."""
-        texts = [(process / "smaps_rollup").read_text() for process in self._processes()]
-        return sum(int(text.partition("\nPss:")[2].split()[0]) for text in texts) / 1024
+        files = [_read(process, "smaps_rollup") for process in self._processes()]
+        texts = [text.partition("\nPss:")[2] for read in files for text in read.values()]
+        return sum(int(text.split()[0]) for text in texts) / 1024
+
+
+def _read(process: Path, pattern: str) -> dict[Path, str]:
+    """Files of a process, those of what has ended meanwhile left out."""
+    texts = {}
+    for file in process.glob(pattern):
+        with contextlib.suppress(OSError):
+            texts[file] = file.read_text()
+    return texts
 
 
 def spent(before: Mapping[Path, int], after: Mapping[Path, int]) -> float | None:

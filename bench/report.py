@@ -22,7 +22,7 @@ WHY: Final = {
     "refuses it; 1 %), no limits (3 %), buffers from 16 to 128 KB",
     "Apache, ": "mod_lua 7 %, the process that writes the log 6 %, and with it a message and two "
     "switches a scrape; the name is looked up for each (7 system calls). Tried: the log through "
-    "`cat` (no gain to be seen), a kept address (7 %, between scrapes that are closer than its 2 s)",
+    "`cat` (no gain to be seen), a kept address (7 %, where scrapes are closer than its 2 s)",
     "memory of nginx, 1 ": "a connection's TLS and buffers, kept by the allocator",
     "imports": "pydantic, Jinja, YAML: they check and render",
     "sync": "boto3 and its imports",
