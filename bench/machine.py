@@ -51,8 +51,9 @@ class Booted:
         self.machine = sandbox.machine
 
     def _show(self, unit: str, *keys: str) -> list[int]:
-        """Numbers that systemd keeps of a unit."""
-        text = self.machine.inside("systemctl", "show", *(f"-p{key}" for key in keys), unit).stdout
+        """Numbers that systemd keeps of a unit, or of itself."""
+        wanted = [*(f"-p{key}" for key in keys), *([unit] if unit else [])]
+        text = self.machine.inside("systemctl", "show", *wanted).stdout
         values = dict(line.split("=") for line in text.splitlines())
         return [int(values[key]) for key in keys]
 
@@ -86,7 +87,8 @@ class Booted:
             taken.append(self._rotate())
             runs.append(self._end())
         sync["a token"] = {key: median(run[key] for run in runs) for key in runs[0]}
-        for number in (80, fit("nginx")):
+        place, secret = self.machine.addresses, self.sandbox.engine.outputs()["tokenSecretArn"]
+        for number in (80, fit("nginx", f"{place.api_name}:9464", secret)):
             self._give(number)
             sync[f"a configuration, {number} endpoints"] = self._end()
             sync[f"nothing to do, {number} endpoints"] = self._at_rest()

@@ -103,10 +103,16 @@ class Bench:
         shutil.rmtree(self.folder)
 
     def _spawn(self, command: Sequence[str], folder: Path | None = None) -> Child:
-        pipes = {"stdin": subprocess.PIPE, "text": True, "start_new_session": True}
         with (self.folder / "log").open("a") as log:
-            stdout = subprocess.PIPE if command[0] == LOAD else log
-            child = Child(command, cwd=folder or self.folder, stdout=stdout, stderr=log, **pipes)
+            child = Child(
+                command,
+                cwd=folder or self.folder,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE if command[0] == LOAD else log,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
         self._children.append(child)
         return child
 

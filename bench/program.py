@@ -88,8 +88,9 @@ def _under_mocks(endpoints: int) -> float:
 def _engine() -> dict[str, float]:
     found = {}
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        network = {"vpc_cidr": "10.20.0.0/16", "subnet_cidr": "10.20.1.0/24"}
-        process, account = aws.start(Path(name), region=aws.REGION, **network)
+        process, account = aws.start(
+            Path(name), region=aws.REGION, vpc_cidr="10.20.0.0/16", subnet_cidr="10.20.1.0/24"
+        )
         try:
             engine = Engine(Path(name), account)
             config = {"aws:region": aws.REGION, "subnetId": account.subnet_id}

@@ -108,13 +108,13 @@ def memory(bench: Bench, servers: Sequence[Server]) -> dict[str, Any]:
     return found
 
 
-def fit(server: str) -> int:
-    """As many endpoints as one secret holds."""
+def fit(server: str, api: str = "10.0.0.1:9464", name: str = "token") -> int:
+    """As many endpoints as one secret holds; `name` is that of the one with the token."""
     few, many = 2, 2_000
     while many - few > 1:
         half = (few + many) // 2
         try:
-            proxy.bundle(with_endpoints(server, half), "secret")
+            proxy.bundle(with_endpoints(server, half, api=api), name)
             few = half
         except SettingsError:
             many = half

@@ -46,8 +46,9 @@ def packages() -> Path:
         shutil.rmtree(part := folder.with_suffix(".part"), ignore_errors=True)
         for name in ("upper", "work", "root", "peers"):
             (part / name).mkdir(parents=True)
-        script = ["sh", "-euc", _DOWNLOAD, "sh", built.root, part, image.CACHE / "apt/mirrors"]
-        subprocess.run(["unshare", "--mount", *script], check=True, stdout=subprocess.DEVNULL)
+        places = map(str, (built.root, part, image.CACHE / "apt/mirrors"))
+        script = ["unshare", "--mount", "sh", "-euc", _DOWNLOAD, "sh", *places]
+        subprocess.run(script, check=True, stdout=subprocess.DEVNULL)
         (part / "peers").rename(folder)
         shutil.rmtree(part)
     return folder
