@@ -1,5 +1,5 @@
 .PHONY: help setup demo down test check verify generate dashboard previews behaviour picture lock \
-	install preview deploy renew drift
+	install preview deploy renew drift bench bench-quick
 PYTHON := .venv/bin/python
 LOCK = $(PYTHON) -m uv pip compile --quiet $(UPGRADE) --generate-hashes --universal --python-version=3.11
 
@@ -9,7 +9,7 @@ CERTIFICATES := tls-ca tls-leaf
 BUNDLE := secrets-bundle-value
 
 help: ## show this
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 setup: ## install and build what demo and test need
 	@tools/setup.sh test
@@ -81,3 +81,11 @@ renew: ## renew the certificates of STACK that are due
 drift: ## fail if STACK is not as the project says
 	@pulumi preview --refresh --expect-no-changes --diff $(stack) \
 		$(patsubst %,--exclude '**::%',$(CERTIFICATES))
+
+bench: ## measure it beside its peers, and write docs/benchmarks.md (10 min)
+	@tools/setup.sh test
+	@$(PYTHON) -m bench
+
+bench-quick: ## the same with fewer rounds (2 min)
+	@tools/setup.sh test
+	@$(PYTHON) -m bench --quick

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -70,18 +70,26 @@ def _debian_13() -> str:
     return f"{unpacked}:{built.root}"
 
 
+def in_debian_13(command: Sequence[str], mounted: Path, folder: Path, *above: Path) -> list[str]:
+    """A command that runs in `folder`, not as root, in the tree that the machine boots from.
+
+    The tree is seen at `mounted`, by this command only, with the folders of `above` on top.
+    """
+    with _UNPACKING:
+        lower = ":".join([*map(str, above), _debian_13()])
+    mounted.mkdir()
+    return [
+        *("unshare", "--mount", "sh", "-euc", _IN_TREE, "sh", lower, str(mounted)),
+        *(*NOT_ROOT, f"--root={mounted}", f"--wd={folder}"),
+        *command,
+    ]
+
+
 def _command(kind: str, unit: UnitRunner, folder: Path) -> list[str]:
     """The server of the unit, of this machine or of the machine's tree."""
     if kind not in DEBIAN_13:
         return unit.server_command()
-    with _UNPACKING:
-        lower = _debian_13()
-    (mounted := folder / "tree").mkdir()
-    return [
-        *("unshare", "--mount", "sh", "-euc", _IN_TREE, "sh", lower, str(mounted)),
-        *(*NOT_ROOT, f"--root={mounted}", f"--wd={unit.root}"),
-        *unit.command(cloud_config.PROXY_UNIT),
-    ]
+    return in_debian_13(unit.command(cloud_config.PROXY_UNIT), folder / "tree", unit.root)
 
 
 class StartError(Exception):

@@ -177,11 +177,27 @@ def test_nginx_refuses_a_token_longer_than_the_settings_allow(
     assert "too long parameter" in complaint
 
 
+def expanded(configuration: str) -> str:
+    """Apache's, with its macro in every place where it is used."""
+    [(macro, first, second, body)] = re.findall(
+        r"(?ms)^<Macro (\w+) (\S+) (\S+)>\n(.*?)^</Macro>\n", configuration
+    )
+    return re.sub(
+        rf'(?m)^Use {macro} "(.*)" "(.*)"$',
+        lambda use: body.replace(first, use[1]).replace(second, use[2]),
+        re.sub("(?ms)^<Macro .*^</Macro>\n", "", configuration),
+    )
+
+
 def routes(configuration: str) -> dict[str, str]:
     """Pattern of the request line → target, of nginx' map or of Apache's rules."""
     found = re.search(r"map \$request \$target \{\n(.*?)\n    \}", configuration, re.S)
     if not found:
-        rule = r'RewriteCond "%\{THE_REQUEST\}" "([^"]*)"\nRewriteRule "\^" "([^"]*)" \[(?:P|END)\]'
+        configuration = expanded(configuration)
+        rule = (
+            r'RewriteCond "%\{THE_REQUEST\}" "([^"]*)"\n *'
+            r'RewriteRule "\^[^"]*" "([^"]*)" \[(?:P|END)\]'
+        )
         pairs = re.findall(rule, configuration)
         assert len(pairs) == configuration.count("THE_REQUEST")
         return dict(pairs)
