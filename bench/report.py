@@ -23,15 +23,15 @@ WHY: Final = {
     "system calls are the required ones and one for the log. Tried at 2 and 20 MB: buffers of 16 "
     "to 128 KB, other ciphers; the same body from a file is the floor",
     "nginx: ": "a regular expression for each endpoint is tried in turn",
-    "apache: ": "a rule for each endpoint is tried in turn; the path is looked at first, which made "
-    "1.13 to 1.05 in another run of 18 rounds",
+    "apache: ": "a rule for each endpoint is tried in turn; the path is looked at first, which "
+    "made 1.13 to 1.05 in another run of 18 rounds",
     "Apache, ": "mod_lua 7 %, the process that writes the log 6 %, and with it a message and two "
     "switches a scrape; the name is looked up for each (7 system calls). Tried: the log through "
     "`cat` (no gain to be seen), a kept address (7 %, where scrapes are closer than its 2 s)",
     "memory of nginx, 1 to 64": "a connection's TLS and buffers, kept by the allocator",
     "imports": "pydantic, Jinja, YAML: they check and render",
-    "rotation": "a run of the sync with a token (trial, reload, checks) takes as long as below, and "
-    "begins up to `syncInterval` and a run at rest later",
+    "rotation": "a run of the sync with a token (trial, reload, checks) takes as long as below, "
+    "and begins up to `syncInterval` and a run at rest later",
     "boot": "cloud-init takes most of it, on cores that others used",
     "sync": "boto3 and its imports",
 }
