@@ -30,6 +30,7 @@ PROMISED = {
     "secret": samples.VERSIONS,
     "version": samples.VERSIONS.values(),
     "sha256": ["9f86d081884c7d65" * 4],
+    "build": ["60303ae22b99"],
 }
 
 
