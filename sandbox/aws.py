@@ -174,6 +174,7 @@ def _mend(scaling: Callable[[], autoscaling.AutoScaling], folder: Path) -> None:
     from moto.ec2.models.amis import Ami, AmiBackend
     from moto.ec2.models.instances import Instance
     from moto.ec2.models.security_groups import SecurityGroupRule
+    from moto.ec2.models.subnets import Subnet
     from moto.ec2.responses import instances as responses
     from moto.iam.access_control import (
         IAMPolicy,
@@ -275,10 +276,13 @@ def _mend(scaling: Callable[[], autoscaling.AutoScaling], folder: Path) -> None:
         for interface in self.nics.values():
             interface.instance = interface.attachment_id = interface.attach_time = None
             interface.status = "available"
-            # its address is not given again: whoever had it may still hold the lease
             if interface.delete_on_termination:
                 self.ec2_backend.enis.pop(interface.id, None)
         return state
+
+    def del_subnet_ip(self: Subnet, ip: str) -> None:
+        """An address is free, but not the next to be given: whoever had it may hold its lease."""
+        self._subnet_ips.pop(ip, None)
 
     run = EC2Backend.run_instances
 
@@ -357,6 +361,7 @@ def _mend(scaling: Callable[[], autoscaling.AutoScaling], folder: Path) -> None:
             }.items()
         ),
         (Instance, "terminate", terminate),
+        (Subnet, "del_subnet_ip", del_subnet_ip),
         (EC2Backend, "run_instances", run_instances),
         (SecurityGroupRule, "__init__", init_rule),
         (AmiBackend, "_load_amis", load_amis),

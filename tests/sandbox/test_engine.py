@@ -333,7 +333,7 @@ def test_what_changes_the_address(destroyed: Engine) -> None:
         return {name for name, value in engine.outputs().items() if old[name] != value}
 
     scrapes = {"scrapeConfig", "scrapeConfigList", "scrapeConfigObjects"}
-    address = {"privateIp", "proxyUrl", "instanceId", *scrapes}
+    address = {"privateIp", "proxyUrl", "proxyTargets", "instanceId", "declared", *scrapes}
     engine.configure({"privateIp": "10.20.1.77"})
     lines: list[str] = []
     engine.preview(lines.append)
