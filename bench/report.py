@@ -130,7 +130,9 @@ def _page(found: Mapping[str, Any]) -> str:
 
 TEXT: Final = """# Benchmarks
 
-For whoever wants to know what a scrape costs, and what grows with what. Written by `make {command}`, in {seconds:.0f} s on {cpu} ({cores} cores, {kernel}), at a load (1,
+For whoever wants to know what a scrape costs, and what grows with what.
+
+Written by `make {command}`, in {seconds:.0f} s on {cpu} ({cores} cores, {kernel}), at a load (1,
 5 and 15 minutes) of {before} before and {after} after. Servers of Debian 13, side by side and
 interleaved on loopback, in the tree that the machine boots from: {versions}. Ratios count, times do
 not.

@@ -372,7 +372,7 @@ def test_what_changes_the_address(destroyed: Engine) -> None:
 
     secrets = {"tokenSecretArn", "bundleSecretArn"}
     ca = {"caCertificate", *scrapes}
-    assert what_is_new(renamed) == {"instanceId", "userData", *ca, *secrets}
+    assert what_is_new(renamed) == {"instanceId", "userData", "declared", *ca, *secrets}
     rename(STACK)
     engine.destroy()
     engine.config_file.write_text(before)
