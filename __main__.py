@@ -15,7 +15,8 @@ with stack.refusals():
     own_secret, bundle_secret = c.secret_names(settings)
     place = c.ask(settings, bundle_secret)
     bundle = proxy.bundle(settings, own_secret, [subnet.cidr for subnet in place.fleet])
-    user_data = cloud_config.render(settings, place.region, bundle_secret)
+    machine = (settings, place.region, bundle_secret, place.default_tags)
+    user_data = cloud_config.render(*machine)
     dashboard = of_stack(settings, Path(__file__).parent)
 
 if dashboard is not None:
@@ -49,8 +50,8 @@ pulumi.export("prometheusRules", c.prometheus_rules(settings, dashboard))
 for name, text in preview.texts(settings, dashboard).items():
     pulumi.export(name, text)
 pulumi.export("proxyConfiguration", bundle["configuration"])
-pulumi.export("userData", cloud_config.described(settings, place.region, bundle_secret))
-build = cloud_config.build(settings, place.region, bundle_secret)
+pulumi.export("userData", cloud_config.described(*machine))
+build = cloud_config.build(*machine)
 pulumi.export("declared", {"build": build, "syncLate": settings.sync_late, **secrets.declared})
 pulumi.export("tokenSecretArn", secrets.token_secret_arn)
 pulumi.export("bundleSecretArn", secrets.bundle_secret_arn)

@@ -86,7 +86,9 @@ class Bench:
 
     def __enter__(self) -> Self:
         (ROOT / ".cache/bench").mkdir(exist_ok=True)
-        subprocess.run(["go", "build", "-o", LOAD, "."], cwd=ROOT / "bench/load", check=True)
+        subprocess.run(
+            ["go", "build", "-buildvcs=false", "-o", LOAD, "."], cwd=ROOT / "bench/load", check=True
+        )
         self.folder = Path(tempfile.mkdtemp(prefix="bench-"))
         self._children: list[Child] = []
         address = f"{HOST}:{free_port(HOST)}"

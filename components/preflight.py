@@ -20,6 +20,9 @@ DEBIAN: Final = "136693071363"
 _ARCHITECTURES: Final = {"arm64": "arm64", "x86_64": "amd64"}
 """AWS' name of an architecture → Debian's."""
 
+_GONE: Final = re.compile("couldn't find|NotFound")
+"""How the provider says that AWS does not have something."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Subnet:
@@ -154,7 +157,7 @@ def _check_key(settings: Settings, bundle_secret: str) -> None:
         try:
             found = aws.secretsmanager.get_secret(name=bundle_secret).kms_key_id
         except Exception as error:
-            if re.search("couldn't find|NotFound", str(error)):
+            if _GONE.search(str(error)):
                 return  # the first `up`
             raise
         if found and key is None:
@@ -268,6 +271,16 @@ def _interfaces(**filters: str) -> Sequence[str]:
     ).ids
 
 
+def _interface(one: str) -> aws.ec2.GetNetworkInterfaceResult | None:
+    """None for one that has gone since: a fleet's machines come and go by themselves."""
+    try:
+        return aws.ec2.get_network_interface(id=one)
+    except Exception as error:
+        if _GONE.search(str(error)):
+            return None
+        raise
+
+
 def _own(settings: Settings) -> Sequence[str]:
     """The interfaces of this stack's earlier runs."""
     return _interfaces(**{f"tag:{key}": value for key, value in settings.tags.items()})
@@ -287,7 +300,7 @@ def _check_address(settings: Settings, address: str, subnet: aws.ec2.GetSubnetRe
 def _check_kept(settings: Settings) -> None:
     """Say what another address costs. Pulumi protects what was protected before this run: without
     the refusal it would replace the interface or the load balancer."""
-    kept = [aws.ec2.get_network_interface(id=one) for one in _own(settings)]
+    kept = [it for one in _own(settings) if (it := _interface(one)) is not None]
     # a fleet's have a machine's tags, and are where its load balancer is
     made = [one for one in kept if settings.machine_tags.items() <= one.tags.items()]
     fleet = {one.subnet_id for one in made}

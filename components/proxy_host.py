@@ -150,6 +150,8 @@ class Fleet(ProxyHost):
             tags=settings.tags,
             opts=pulumi.ResourceOptions(
                 parent=self,
+                # another architecture needs its own image, which a mere new version would not get
+                replace_on_changes=["instanceType"],
                 # a newer image is no reason to replace the machines
                 ignore_changes=["imageId"] if settings.ami_id is None else None,
             ),

@@ -198,7 +198,11 @@ class Balancer(ProxyNetwork):
                 aws.lb.ListenerDefaultActionArgs(type="forward", target_group_arn=target_group.arn)
             ],
             tags=settings.tags,
-            opts=self._child,
+            opts=pulumi.ResourceOptions.merge(
+                self._child,
+                # a target group is of one load balancer at a time, and a new one may come
+                pulumi.ResourceOptions(delete_before_replace=True),
+            ),
         )
         self.address = load_balancer.dns_name
         self.zones = {

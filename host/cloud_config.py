@@ -23,6 +23,9 @@ import yaml
 from config.settings import NAMESPACE, Settings, SettingsError
 from host.proxy import APACHE, NGINX, PREFIX, SYNC_COMMANDS, templates
 
+Tags = Mapping[str, str]
+NO_TAGS: Final[Tags] = {}
+
 USER_DATA_MAX: Final = 16_384
 """Bytes of raw user data that EC2 takes."""
 
@@ -77,13 +80,13 @@ _RESTART: Final = (
 _UNITS: Final = "/etc/systemd/system"
 
 
-def render(settings: Settings, region: str, bundle_secret: str) -> bytes:
+def render(settings: Settings, region: str, bundle_secret: str, tags: Tags = NO_TAGS) -> bytes:
     """The user data, gzipped as cloud-init takes it; `SettingsError` if EC2 would not.
 
     `bundle_secret` is the bundle's name in `region`.
     """
     committed = (COMMITTED / f"{settings.server}.gz").read_bytes()
-    data = committed + _stored(of_settings(settings, region, bundle_secret).encode())
+    data = committed + _stored(of_settings(settings, region, bundle_secret, tags).encode())
     if len(data) > USER_DATA_MAX:
         raise SettingsError(
             f"{NAMESPACE}: the user data has {len(data):,} bytes, "
@@ -92,26 +95,30 @@ def render(settings: Settings, region: str, bundle_secret: str) -> bytes:
     return data
 
 
-def described(settings: Settings, region: str, bundle_secret: str) -> str:
+def described(settings: Settings, region: str, bundle_secret: str, tags: Tags = NO_TAGS) -> str:
     """The user data for people: what follows from the settings, and what identifies the rest."""
     name = f"{settings.server}.gz"
     digest = hashlib.sha256((COMMITTED / name).read_bytes()).hexdigest()
     # no comment: a preview shows two texts that differ in one only as two long lines
     first = f"- path: host/user-data/{name}\n  sha256: {digest}\n"
-    return first + of_settings(settings, region, bundle_secret)
+    return first + of_settings(settings, region, bundle_secret, tags)
 
 
-def build(settings: Settings, region: str, bundle_secret: str) -> str:
-    """What the machine is made of, as a digest that it shows: of another one, it is another."""
+def build(settings: Settings, region: str, bundle_secret: str, tags: Tags = NO_TAGS) -> str:
+    """What the machine is made of, as a digest that it shows: of another one, it is another.
+
+    `tags` are those of the provider that a fleet's template has.
+    """
     committed = (COMMITTED / f"{settings.server}.gz").read_bytes()
     rest = _of_settings(settings, region, bundle_secret, build="")
     machine = f"{settings.instance_type} {settings.ami_id}\n"
+    machine += json.dumps(tags, sort_keys=True) if tags else ""
     return hashlib.sha256(committed + machine.encode() + rest.encode()).hexdigest()[:12]
 
 
-def of_settings(settings: Settings, region: str, bundle_secret: str) -> str:
+def of_settings(settings: Settings, region: str, bundle_secret: str, tags: Tags = NO_TAGS) -> str:
     """More items of `write_files`: the files that follow from the settings."""
-    digest = build(settings, region, bundle_secret)
+    digest = build(settings, region, bundle_secret, tags)
     return _of_settings(settings, region, bundle_secret, build=digest)
 
 

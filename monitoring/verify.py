@@ -38,8 +38,8 @@ CONNECTIONS: Final = 8
 """Fresh ones to each target, which all have to answer the same: behind one name of a load balancer
 an old machine and a new one answer in turn. Of two, one is missed once in 256 times."""
 
-WINDOW: Final = "2m"
-"""What Prometheus has seen in it counts, for the same reason; two scrapes at one a minute."""
+WINDOW: Final = "5m"
+"""What Prometheus has seen in it counts, for the same reason; two scrapes at one in two minutes."""
 
 TIMEOUT: Final = 5
 PAUSE: Final = 5
@@ -269,6 +269,8 @@ def compare(declared: Declared, answers: Answers) -> list[Line]:
                 else:
                     some = f" ({count} of {len(those)} answers)" if count < len(those) else ""
                     wrong.append(Line(False, what, f"{shown}: {finding.text}{some}"))
+        if len(right) > 1:
+            wrong.append(Line(False, what, f"is not everywhere the same: {'; '.join(right)}"))
         lines += wrong or [Line(True, what, text) for text in right]
     return lines
 

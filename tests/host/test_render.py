@@ -405,22 +405,24 @@ def test_another_build_is_another_machine(
 ) -> None:
     """Its digest stands in the user data, and so can be no digest of that."""
 
-    def build(region: str = REGION, **config: object) -> str:
-        found = cloud_config.build(make(server=server, **config), region, BUNDLE_SECRET)
-        shown = cloud_config.of_settings(make(server=server, **config), region, BUNDLE_SECRET)
+    def build(region: str = REGION, team: str = "", **config: object) -> str:
+        tags = {"team": team} if team else {}
+        machine = (make(server=server, **config), region, BUNDLE_SECRET, tags)
+        found, shown = cloud_config.build(*machine), cloud_config.of_settings(*machine)
         assert f'"build": "{found}"' in shown
         return found
 
     builds = {
         build(),
         build("eu-west-1"),
+        build(team="sre"),
         build(instanceType="t4g.small"),
         build(amiId="ami-0123456789abcdef0"),
         build(syncInterval=61),
     }
     monkeypatch.setattr(cloud_config, "COMMITTED", tmp_path)
     (tmp_path / f"{server}.gz").write_bytes(b"another sync.py")
-    assert len(builds | {build()}) == 6
+    assert len(builds | {build()}) == 7
 
 
 def test_the_user_data_does_not_depend_on_what_the_bundle_brings(make: Make) -> None:

@@ -283,6 +283,11 @@ def test_a_token_of_others_is_only_said(settings: MakeSettings) -> None:
     lines = verify.compare(declared, {TWO[0]: [Answer(change(good()), NOW)]})
     assert wrong(lines) == {}
     assert "version theirs is in use; the stack does not know" in str(lines)
+    # on all machines the same one, at least
+    answers = [Answer(good(), NOW), Answer(change(good()), NOW)]
+    lines = verify.compare(declared, {TWO[0]: answers})
+    assert wrong(lines).keys() == {"token"}
+    assert "is not everywhere the same: " in wrong(lines)["token"]
     none = Answer(without("secret_info", secret="token")(good()), NOW)
     assert wrong(verify.compare(declared, {TWO[0]: [none]})).keys() == {"token"}
 
@@ -372,7 +377,7 @@ def test_prometheus_has_seen_old_and_new_in_the_window(declared: Declared) -> No
 def test_prometheus_scrapes_another_machine(two: Declared) -> None:
     found = wrong(look(two, result({TWO[0]: good(), "10.9.9.9:9446": good()})))
     assert found.keys() == {"machine"}
-    assert found["machine"].startswith(f"{TWO[1]}: Prometheus has not scraped it for 2m")
+    assert found["machine"].startswith(f"{TWO[1]}: Prometheus has not scraped it for 5m")
 
 
 @pytest.mark.parametrize("up", [{"workers": 0.0}, {"workers": float("nan")}])

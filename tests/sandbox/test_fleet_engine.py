@@ -327,3 +327,24 @@ def test_a_refusal_is_one_line(engine: Engine, settings: dict[str, Any], words: 
     finally:
         engine.config_file.write_text(before)
     assert "\n" not in str(refused.value)
+
+
+def test_another_architecture_and_another_subnet(fleet: Fleet) -> None:
+    """The template needs another image; a target group is of one load balancer at a time."""
+    wait(fleet.settled, "two machines")
+    engine, account = fleet.engine, fleet.account
+    fleet.grace(600)
+    before = fleet.there()
+    engine.configure({"instanceType": "t4g.micro"})
+    engine.up()
+    wait(fleet.settled, "the refresh to end")
+    assert not set(fleet.there()) & set(before)
+    assert {it["Architecture"] for it in inventory(account)["instances"]} == {"arm64"}
+
+    address = engine.outputs()["loadBalancerDnsName"]
+    engine.configure(
+        {"subnetIds": [account.subnet_id, account.another_subnet("10.20.8.0/24", "c")]}
+    )
+    engine.up()
+    assert engine.outputs()["loadBalancerDnsName"] != address
+    assert set(engine.preview()) == {"same"}

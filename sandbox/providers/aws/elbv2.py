@@ -369,6 +369,13 @@ class Listener(_Balancing):
         ]
 
     def create(self, inputs: Values) -> tuple[str, Values]:
+        wanted = [one["targetGroupArn"] for one in inputs["defaultActions"]]
+        for group in self.elb.describe_target_groups(TargetGroupArns=wanted)["TargetGroups"]:
+            if set(group["LoadBalancerArns"]) - {inputs["loadBalancerArn"]}:
+                raise UserError(
+                    "TargetGroupAssociationLimit: The following target groups cannot be associated "
+                    f"with more than one load balancer: {group['TargetGroupArn']}"
+                )
         made = self.elb.create_listener(
             LoadBalancerArn=inputs["loadBalancerArn"],
             Port=inputs["port"],
