@@ -79,7 +79,6 @@ TABLE: Final[list[tuple[str, str, How]]] = [
     ),
     (r"docs/decisions\.md", r"systemctl reload", Not("says how the program does it")),
     (r"docs/runbook.*", r"git log .*", Not("reads whoever's own history")),
-    (r"docs/rotation\.md", r"gh workflow .*", Not("needs GitHub")),
 ]
 """Page, command, and how: the first row that fits is the command's. Patterns match as a whole."""
 
