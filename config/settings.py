@@ -521,6 +521,11 @@ class Settings(_Model):
             raise ValueError(_one_of("subnetId", "subnetIds", self.subnet_id is not None))
         if self.private_ip is not None and self.subnet_ids is not None:
             raise ValueError("privateIp: is for one machine; a fleet has subnetIds")
+        if self.reboot_time is not None and self.subnet_ids is not None:
+            raise ValueError(
+                "rebootTime: is for one machine; machines of a fleet are replaced: "
+                "pulumi up --replace '**::proxy-template'"
+            )
         for attribute in ("name", "path"):
             seen: set[str] = set()
             for endpoint in self.endpoints:

@@ -53,6 +53,8 @@ certificates, and resources are in the order of their names; Pulumi has none.
   unless it is `instanceType` or `amiId`: then the line is in the resource. A changed `sha256` in it
   is another `sync.py`, unit or package list, out of this repository. Do it when nobody needs the
   metrics for some minutes.
+- `proxy-template: (update)` and with it `proxy-group: (update)`, of a fleet: **new machines**, all
+  of them. The new ones come first, after the `up` has ended, and no scrape is lost.
 - `secrets-bundle-value: (replace)` or `secrets-token-value: (replace)`: **no loss**. It is a new
   version of the same secret, which the machine fetches within `syncInterval`, tests, and puts back
   when it does not serve. The output `proxyConfiguration` shows what changes in it.

@@ -313,6 +313,12 @@ def test_a_network_is_accepted_up_to_a_16_or_a_private_8(cidr: str) -> None:
             True,
             "privateIp: is for one machine; a fleet has subnetIds",
         ),
+        (
+            {"subnetId": UNSET, "subnetIds": SUBNETS, "rebootTime": "03:30"},
+            True,
+            "rebootTime: is for one machine; machines of a fleet are replaced: "
+            "pulumi up --replace '**::proxy-template'",
+        ),
     ],
 )
 def test_of_two_settings_that_exclude_each_other_one_is_required(

@@ -78,6 +78,7 @@ TABLE: Final[list[tuple[str, str, How]]] = [
         Not("testssl.sh is no tool of the project: run once, by hand"),
     ),
     (r"docs/decisions\.md", r"systemctl reload", Not("says how the program does it")),
+    (r"docs/runbook.*", r"git log .*", Not("reads whoever's own history")),
 ]
 """Page, command, and how: the first row that fits is the command's. Patterns match as a whole."""
 

@@ -99,7 +99,9 @@ def subcommand(page: Path, word: str) -> Path | None:
 
 def outputs() -> set[str]:
     text = (ROOT / "__main__.py").read_text()
-    return {*re.findall(r'pulumi\.export\("(\w+)"', text), *scrape.FORMS}
+    parts = "".join(it.read_text() for it in (ROOT / "components").glob("*.py"))
+    named = re.findall(r'pulumi\.export\("(\w+)"', text)
+    return {*named, *re.findall(r'self\.exports = \{"(\w+)"', parts), *scrape.FORMS}
 
 
 def make(command: str) -> None:

@@ -31,7 +31,7 @@ class Newcomer:
         for it in (ROOT / ".venv").iterdir():
             if it.name != "stamp":
                 (folder / ".venv" / it.name).symlink_to(it)
-        stamp = "cat requirements.txt requirements-dev.txt | sha256sum > .venv/stamp"
+        stamp = "cat requirements-dev.txt | sha256sum > .venv/stamp"
         subprocess.run(["bash", "-c", stamp], cwd=folder, check=True)
 
     def types(self, command: str, folder: str = ".", **environment: str) -> str:

@@ -52,7 +52,7 @@ def test_every_alert_has_its_section(settings: MakeSettings, book: tuple[str, st
     for alert in table:
         section = found[alert.name].strip().splitlines()
         assert section[0] == f"{alert.severity} · {alert.hold} · {OWN[alert.panel][0]}"
-        assert [re.findall(r"\*\*(.+)\*\*", line) for line in section[2:]] == [
+        assert [re.findall(r"^- \*\*(.+?)\*\*", line) for line in section[2:]] == [
             [part] for part in PARTS[name]
         ]
 

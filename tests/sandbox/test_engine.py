@@ -31,7 +31,7 @@ from sandbox.providers import grafana
 from sandbox.tools import ROOT, find
 from tests.sandbox.conftest import CANARY
 
-[NEW_MACHINE] = re.findall(r"pulumi up --replace '(.*)'", (ROOT / "README.md").read_text())
+[NEW_MACHINE] = re.findall(r"(?m)^ +pulumi up --replace '(.*)'", (ROOT / "README.md").read_text())
 """The machine's URN, as README has it."""
 
 DOCS = (ROOT / "docs" / "rotation.md").read_text()
