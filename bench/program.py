@@ -72,7 +72,7 @@ def _under_mocks(endpoints: int) -> float:
     pulumi.runtime.set_mocks(_Cloud({}), project=NAMESPACE, stack="dev", preview=False)
     settings = with_endpoints("nginx", endpoints)
     config = {
-        "subnetId": settings.subnet_id,
+        "subnetId": settings.subnets[0],
         "prometheusCidrs": '["10.20.0.0/24"]',
         "apiCidrs": '["10.30.0.0/24"]',
         "adminToken": "token",
@@ -81,7 +81,7 @@ def _under_mocks(endpoints: int) -> float:
     secret = f"{NAMESPACE}:adminToken"
     pulumi.runtime.set_all_config({f"{NAMESPACE}:{k}": v for k, v in config.items()}, [secret])
     began = time.process_time()
-    pulumi.runtime.test(lambda: runpy.run_path(f"{ROOT}/__main__.py") and None)()  # type: ignore[no-untyped-call]
+    pulumi.runtime.test(lambda: runpy.run_path(f"{ROOT}/__main__.py") and None)()
     return time.process_time() - began
 
 
