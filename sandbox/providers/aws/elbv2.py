@@ -369,13 +369,7 @@ class Listener(_Balancing):
         ]
 
     def create(self, inputs: Values) -> tuple[str, Values]:
-        wanted = [one["targetGroupArn"] for one in inputs["defaultActions"]]
-        for group in self.elb.describe_target_groups(TargetGroupArns=wanted)["TargetGroups"]:
-            if set(group["LoadBalancerArns"]) - {inputs["loadBalancerArn"]}:
-                raise UserError(
-                    "TargetGroupAssociationLimit: The following target groups cannot be associated "
-                    f"with more than one load balancer: {group['TargetGroupArn']}"
-                )
+        self._refuse_shared(inputs)
         made = self.elb.create_listener(
             LoadBalancerArn=inputs["loadBalancerArn"],
             Port=inputs["port"],
@@ -384,6 +378,18 @@ class Listener(_Balancing):
             **self.new_tags(inputs),
         )["Listeners"][0]["ListenerArn"]
         return made, self.describe(made)
+
+    def _refuse_shared(self, inputs: Values) -> None:
+        wanted = {one["targetGroupArn"] for one in inputs["defaultActions"]}
+        for balancer in self.elb.describe_load_balancers()["LoadBalancers"]:
+            arn = balancer["LoadBalancerArn"]
+            for listener in self.elb.describe_listeners(LoadBalancerArn=arn)["Listeners"]:
+                used = {one["TargetGroupArn"] for one in listener["DefaultActions"]}
+                if arn != inputs["loadBalancerArn"] and used & wanted:
+                    raise UserError(
+                        "TargetGroupAssociationLimit: The following target groups cannot be "
+                        f"associated with more than one load balancer: {', '.join(used & wanted)}"
+                    )
 
     def describe(self, resource_id: str) -> Values:
         [found] = self.elb.describe_listeners(ListenerArns=[resource_id])["Listeners"]
