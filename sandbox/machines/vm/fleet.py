@@ -147,6 +147,7 @@ class Keeper:
         self._ec2 = self._account.client("ec2")
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._members: dict[str, Member] = {}
+        self._found: dict[str, Mapping[str, Any]] = {}
         self._ending: set[str] = set()
         self._rules = ""
         self._stop = False
@@ -189,7 +190,9 @@ class Keeper:
                 self._ending.add(instance)
                 process.terminate()
         fresh = [one for name, one in wanted.items() if name not in self._running]
-        self._enforce(wanted.values())
+        # one that shuts down is let through until it is off, or it could not end its connections
+        self._found = {k: v for k, v in self._found.items() if k in self._running} | wanted
+        self._enforce(self._found.values())
         for one in fresh:
             self._boot(one)
         self._tell()
