@@ -42,7 +42,7 @@ For whoever reviews a change. Written by `make previews`; a test runs it again a
 This is what `pulumi preview --diff` prints for a copy of `config/Pulumi.dev.yaml`, out of the real
 engine and the real program. The provider plugins behind it are the sandbox's stand-ins for AWS, TLS
 and Grafana: [sandbox/providers](../sandbox/providers/README.md) lists where the real ones print
-more. Left out are the lines `[id=…]` and `[provider=…]` and the digits of ids, hashes and
+more. Left out are the lines `[id=…]` and `[provider=…]` and the digits of ids, hashes, times and
 certificates, and resources are in the order of their names; Pulumi has none.
 
 ## What to look for
@@ -118,6 +118,8 @@ def stable(text: str) -> str:
     """A preview without what is different in every run."""
     text = re.sub(r"(?m)^( +\[(id|provider)=|@ ).*\n?", "", text)
     text = re.sub(r"\b(subnet|sg|vpc|ami)-[0-9a-f]{17}\b", r"\1-…", text)
+    text = re.sub(r"\"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\"", '"…"', text)  # versions
+    text = re.sub(r"\"\d{4}-\d\d-\d\dT[\d:+]+\"", '"…"', text)
     text = re.sub(r"(-----BEGIN CERTIFICATE-----\\n)[^\"]*", r"\1…", text)
     text = re.sub(r"\b[0-9a-f]{64}\b|(?<=-)[0-9a-f]{7}(?=\")", "…", text)  # also of names
     head, *blocks = re.split(r"(?m)^(?= {4,}[-+~]{1,2} ?[^\s:]+:\S+: \([\w-]+\)$)", text)
