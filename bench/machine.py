@@ -47,7 +47,7 @@ class Booted:
 
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox, self.aws = sandbox, sandbox.account.client("secretsmanager")
-        assert isinstance(sandbox.machine, VirtualMachine)  # noqa: S101
+        assert isinstance(sandbox.machine, VirtualMachine)
         self.machine = sandbox.machine
 
     def _show(self, unit: str, *keys: str) -> list[int]:

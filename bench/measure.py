@@ -168,6 +168,6 @@ def ratio(samples: Sequence[Sample], of: str, to: str) -> dict[str, float]:
     found = [cpu[of, number] / cpu[to, number] for number in rounds]
     if not found:
         return {}
-    draw = random.Random(1)  # noqa: S311
+    draw = random.Random(1)
     medians = sorted(statistics.median(draw.choices(found, k=len(found))) for _ in range(400))
     return {"ratio": statistics.median(found), "low": medians[10], "high": medians[-11]}

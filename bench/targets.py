@@ -20,7 +20,7 @@ from sandbox.tools import ROOT
 from tests.certificates import self_signed
 
 HOST: Final = "127.0.0.1"
-TOKEN: Final = "token-of-the-benchmark-0123456789abcdef"  # noqa: S105
+TOKEN: Final = "token-of-the-benchmark-0123456789abcdef"
 _DOWNLOAD: Final = """
 mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" "$2/root"
 mount --bind /dev "$2/root/dev"
