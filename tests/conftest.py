@@ -10,6 +10,8 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.printed import searched
+
 ROOMS = ("vm", "sandbox")
 """Folders of tests that mostly wait, each with machines that all its tests share."""
 
@@ -29,6 +31,13 @@ class ByRoom(LoadScopeScheduling):
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByRoom:
     return ByRoom(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_secret_is_printed() -> Iterator[None]:
+    """Of the session, not of a room: in one process the rooms' fixtures live beside each other."""
+    with searched():
+        yield
 
 
 @pytest.fixture

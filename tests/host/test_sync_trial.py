@@ -75,7 +75,7 @@ APACHE: dict[str, Change] = {
     ),
     "TLS off": put_in("SSLEngine on", "SSLEngine off"),
     "nobody is let in": lambda text: re.sub(r"(?m)^ *Require ip .*$", "Require all denied", text),
-    "one endpoint answers 404": put_in(" /m HTTP", " /n HTTP"),
+    "one endpoint answers 404": put_in('Use Endpoint "/m"', 'Use Endpoint "/n"'),
     "own document of no generation": put_in("Include generation.conf", ""),
     "a list of headers that is not there": put_in("headers.lua", "absent.lua"),
     "a logger that is not there": put_in("|/usr/bin/cat", "|/usr/bin/absent"),

