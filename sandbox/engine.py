@@ -23,8 +23,11 @@ STACK: Final = "local"
 PASSPHRASE: Final = "sandbox"
 """Of the state's encryption. No secret: every sandbox has its own state and demo tokens only."""
 
+EXAMPLES: Final = ROOT / "config/examples"
+"""The stack files that people copy."""
+
 OTHER_SUBNET: Final = "10.20.4.0/24"
-"""Of a committed stack file that asks for two."""
+"""Of an example of a stack file that asks for two."""
 
 
 class ProgramError(Exception):
@@ -150,7 +153,7 @@ class Engine:
 
 
 def copied(folder: Path, account: Account, name: str) -> Engine:
-    """The engine of a committed stack file, filled in for the embedded AWS."""
+    """The engine of an example of a stack file, filled in for the embedded AWS."""
     token = account.client("secretsmanager").create_secret(Name=f"theirs/{name}", SecretString="-")
     text = stack_file(
         name,
@@ -182,13 +185,13 @@ def _other_subnet(account: Account) -> str:
 
 
 def stack_file(name: str, values: Mapping[str, str]) -> str:
-    """A committed stack file; `values` say what to put in, by how its placeholders begin."""
+    """An example of a stack file; `values` say what to put in, by how its placeholders begin."""
 
     def value(found: re.Match[str]) -> str:
         [one] = [value for start, value in values.items() if found[1].startswith(start)]
         return one
 
-    return re.sub(r"<(.*)>", value, (ROOT / "config" / f"Pulumi.{name}.yaml").read_text())
+    return re.sub(r"<(.*)>", value, (EXAMPLES / f"Pulumi.{name}.yaml").read_text())
 
 
 def _program() -> None:

@@ -1,4 +1,4 @@
-"""docs/previews.md: what `pulumi preview --diff` says in the sandbox, of the stack file for dev.
+"""docs/previews.md: what `pulumi preview --diff` says in the sandbox, of the example for dev.
 
 `python -m sandbox.previews` writes it: `make previews`.
 """
@@ -39,11 +39,11 @@ _HEAD: Final = """# Previews
 
 For whoever reviews a change. Written by `make previews`; a test runs it again and compares.
 
-This is what `pulumi preview --diff` prints for a copy of `config/Pulumi.dev.yaml`, out of the real
-engine and the real program. The provider plugins behind it are the sandbox's stand-ins for AWS, TLS
-and Grafana: [sandbox/providers](../sandbox/providers/README.md) lists where the real ones print
-more. Left out are the lines `[id=…]` and `[provider=…]` and the digits of ids, hashes, times and
-certificates, and resources are in the order of their names; Pulumi has none.
+This is what `pulumi preview --diff` prints for `config/examples/Pulumi.dev.yaml`, filled in, out of
+the real engine and the real program. The provider plugins behind it are the sandbox's stand-ins for
+AWS, TLS and Grafana: [sandbox/providers](../sandbox/providers/README.md) lists where the real ones
+print more. Left out are the lines `[id=…]` and `[provider=…]` and the digits of ids, hashes, times
+and certificates, and resources are in the order of their names; Pulumi has none.
 
 ## What to look for
 

@@ -90,8 +90,8 @@ def shown(value: pulumi.Input[Any]) -> tuple[Any, bool]:
     return asyncio.get_event_loop().run_until_complete(read())
 
 
-def committed(name: str) -> dict[str, Any]:
-    """The config of a committed stack file, with what its user puts in."""
+def example(name: str) -> dict[str, Any]:
+    """The config of an example of a stack file, with what its user puts in."""
     values = {
         "URL of Grafana": "https://grafana.example.com",
         "id of a private subnet": next(iter(ZONES)),

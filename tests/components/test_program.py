@@ -14,7 +14,7 @@ import yaml
 from sandbox.providers import schema
 from tests.certificates import self_signed
 from tests.components.cloud import Cloud, reveal
-from tests.components.conftest import FLEET, TOKEN, Deploy, committed
+from tests.components.conftest import FLEET, TOKEN, Deploy, example
 from tests.leaks import holds
 from tests.readme import settings_table
 
@@ -66,8 +66,8 @@ def bundle(cloud: Cloud) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stack", ["dev", "staging", "prod"])
-def test_every_stack_file_deploys(deploy: Deploy, stack: str) -> None:
-    cloud = deploy(committed(stack), stack=stack)
+def test_every_example_deploys(deploy: Deploy, stack: str) -> None:
+    cloud = deploy(example(stack), stack=stack)
     one, fleet = len(cloud.all(INSTANCE)), len(cloud.all("aws:autoscaling/group:Group"))
     assert (one, fleet) == ((0, 1) if stack == "prod" else (1, 0))
     assert len(cloud.all("grafana:oss/dashboard:Dashboard")) == 1

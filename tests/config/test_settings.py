@@ -945,15 +945,6 @@ def test_a_stack_name_that_no_secret_can_carry_is_refused() -> None:
 PROJECT: dict[str, Any] = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())
 
 
-def test_the_stack_files_are_in_the_config_folder() -> None:
-    assert PROJECT["stackConfigDir"] == "config"
-    assert {p.name for p in (ROOT / "config").glob("Pulumi.*.yaml")} == {
-        "Pulumi.dev.yaml",
-        "Pulumi.staging.yaml",
-        "Pulumi.prod.yaml",
-    }
-
-
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every setting that is no section, and its default."""
     for field in model.model_fields.values():
@@ -962,9 +953,6 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from leaves(type(field.default), f"{name}.")
         else:
             yield name, "required" if field.is_required() else field.default
-
-
-STACK_FILES = {p.name: p.read_text() for p in sorted((ROOT / "config").glob("Pulumi.*.yaml"))}
 
 
 def nested(path: str, value: object) -> dict[str, Any]:
@@ -1004,27 +992,6 @@ def test_a_placeholder_is_seen_in_every_namespace_and_in_names() -> None:
         'grafana:url: "<URL>"',
         'metrics-proxy:workers.queues: "<queue>"',
     ]
-
-
-@pytest.mark.parametrize("text", STACK_FILES.values(), ids=STACK_FILES)
-def test_a_copied_stack_file_says_what_is_to_be_put_in(text: str) -> None:
-    """All of it, and nothing of what is there."""
-    config = yaml.safe_load(text)["config"]
-    found = [line.split('"')[1] for line in placeholders(as_text(config))]
-    assert sorted(found) == sorted(re.findall("<.*>", text))
-    assert len(found) > 3
-    assert not list(placeholders(as_text(yaml.safe_load(re.sub("<.*>", "1", text))["config"])))
-
-
-@pytest.mark.parametrize("text", STACK_FILES.values(), ids=STACK_FILES)
-def test_every_key_of_a_stack_file_has_a_comment(text: str) -> None:
-    rows = text.splitlines()
-    keys = [n for n, row in enumerate(rows) if re.match(r" {2,4}[\w:-]+:", row)]
-    sections = [n for n in keys if re.fullmatch(r" +metrics-proxy:(grafana|workers):", rows[n])]
-    tags = [n for n in keys if rows[n].startswith("    tags:")]
-    plain = set(keys) - {*sections, *tags}
-    assert plain
-    assert [rows[n] for n in plain if not rows[n - 1].strip().startswith("# ")] == []
 
 
 def test_every_key_that_the_project_declares_is_a_setting_with_the_same_default() -> None:

@@ -67,6 +67,7 @@ TABLE: Final[list[tuple[str, str, How]]] = [
     (r".*", r"pulumi up --replace '\*\*::proxy-instance'", Run("tests/sandbox/test_engine.py")),
     (r".*", r"pulumi stack output \w+ > .*", Run(DEMO)),
     (r".*", r"pulumi stack output .* \| kubectl .*", Checked("pulumi")),
+    (r".*", r"cp config/examples/\S+ config/", Run(STACK)),
     (r".*", r"pulumi (stack init|config rm|config set --secret) [\w.:]+", Run(STACK)),
     (r".*", r"pulumi config set ((?!--secret)--\w+ )*[\w.:]+ [^\s\"]\S*", Run(STACK)),
     (r".*", r"(?s)pulumi .*", Checked("pulumi")),

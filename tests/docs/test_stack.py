@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from sandbox.engine import EXAMPLES
 from sandbox.tools import ROOT, search_path
 from tests.docs.commands import STACK, Run, every
 
@@ -15,7 +16,7 @@ CANARY = "canary-0c9e51a7d2+/e3.~_tok=="
 
 def test_the_cli_takes_them(tmp_path: Path) -> None:
     project, state = tmp_path / "project", tmp_path / "state"
-    (project / "config").mkdir(parents=True)
+    shutil.copytree(EXAMPLES, project / "config/examples")
     state.mkdir()
     shutil.copy(ROOT / "Pulumi.yaml", project)
     environment = {
@@ -27,7 +28,7 @@ def test_the_cli_takes_them(tmp_path: Path) -> None:
         "PULUMI_SKIP_UPDATE_CHECK": "true",
     }
     commands = sorted({it.text for it in every(lambda it: it == Run(STACK))}, key=order)
-    assert commands[0].startswith("pulumi stack init")
+    assert commands[1].startswith("pulumi stack init")
     for command in commands:
         done = subprocess.run(
             ["bash", "-c", command],
@@ -39,12 +40,14 @@ def test_the_cli_takes_them(tmp_path: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, command + done.stderr
-    [file] = (project / "config").iterdir()
+    [file] = (project / "config").glob("*.yaml")
     assert file.name == "Pulumi.dev.yaml"
+    assert file.read_text().startswith("# A stack for trying things out.")
     assert "metrics-proxy:adminToken:\n    secure: " in file.read_text()
     assert CANARY not in file.read_text()
 
 
 def order(command: str) -> int:
-    """A stack, what is set, what is taken away."""
-    return ["stack init", "config set", "config rm"].index(" ".join(command.split()[1:3]))
+    """A file, a stack, what is set, what is taken away."""
+    begins = ["cp config", "pulumi stack init", "pulumi config set", "pulumi config rm"]
+    return [command.startswith(one) for one in begins].index(True)

@@ -31,8 +31,10 @@ from sandbox.providers import grafana
 from sandbox.tools import ROOT, find
 from tests.sandbox.conftest import CANARY
 
-[NEW_MACHINE] = re.findall(r"(?m)^ +pulumi up --replace '(.*)'", (ROOT / "README.md").read_text())
-"""The machine's URN, as README has it."""
+[NEW_MACHINE] = re.findall(
+    r"(?m)^ +pulumi up --replace '(.*)'", (ROOT / "docs/upgrade.md").read_text()
+)
+"""The machine's URN, as the page has it."""
 
 DOCS = (ROOT / "docs" / "rotation.md").read_text()
 

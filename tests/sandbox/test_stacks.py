@@ -17,7 +17,7 @@ import yaml
 
 from config.settings import NAMESPACE, Limits, Settings
 from sandbox import aws, previews
-from sandbox.engine import Engine, ProgramError, copied
+from sandbox.engine import EXAMPLES, Engine, ProgramError, copied
 from sandbox.tools import ROOT, find
 from tests.sandbox.conftest import CANARY
 from tests.sandbox.test_deployer import deployer
@@ -42,7 +42,7 @@ def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[aws.Account]:
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Previews of the stack file for dev."""
+    """Previews of the example for dev."""
     return previews.found(tmp_path_factory.mktemp("previews"))
 
 
@@ -85,7 +85,10 @@ def test_a_changed_limit_shows_its_panel_and_its_alert(texts: dict[str, str]) ->
 def test_a_new_endpoint_is_no_new_machine(texts: dict[str, str]) -> None:
     changed = resources(texts["endpoint"])
     assert changed == {"create network-to-10.20.3.0/24-8080", "replace secrets-bundle-value"}
-    assert "+         " in texts["endpoint"].partition("billing-internal:8080")[0].splitlines()[-1]
+    assert (
+        "+         "
+        in texts["endpoint"].partition("billing-internal.example.internal:8080")[0].splitlines()[-1]
+    )
 
 
 def test_a_first_preview_is_a_few_pages(texts: dict[str, str]) -> None:
@@ -97,7 +100,7 @@ def test_production_is_protected_until_somebody_says_otherwise(
     account: aws.Account, tmp_path: Path
 ) -> None:
     # what was copied and not filled in
-    raw = ROOT / "config/Pulumi.prod.yaml"
+    raw = EXAMPLES / "Pulumi.prod.yaml"
     file = tmp_path / "raw/project/config/Pulumi.prod.yaml"
     file.parent.mkdir(parents=True)
     file.write_text(raw.read_text())
@@ -201,7 +204,7 @@ def test_the_commands_of_the_page_set_up_a_stack(account: aws.Account, tmp_path:
     file = tmp_path / "config" / "Pulumi.dev.yaml"
     file.parent.mkdir()
     shutil.copy(ROOT / "Pulumi.yaml", tmp_path)
-    shutil.copy(ROOT / "config" / file.name, file)
+    shutil.copy(EXAMPLES / file.name, file)
     home = {"PULUMI_HOME": str(tmp_path / "home"), "PULUMI_SKIP_UPDATE_CHECK": "true"}
     environment = {**os.environ, **who.environment(), **home}
     commands = re.findall("(?m)^    pulumi ((?:login|stack init|config set) .*)", PAGE)
