@@ -1,5 +1,5 @@
 .PHONY: help setup demo down test check verify generate dashboard previews behaviour picture lock \
-	install preview deploy renew drift bench bench-quick
+	stacks install preview deploy renew drift bench bench-quick
 PYTHON := .venv/bin/python
 LOCK = $(PYTHON) -m uv pip compile --quiet $(UPGRADE) --generate-hashes --universal --python-version=3.11
 
@@ -61,6 +61,9 @@ picture: ## draw docs/dashboard.png, over six hours of sample values
 lock: ## pin all of requirements*.in, with hashes, in requirements*.txt
 	@$(LOCK) --output-file=requirements.txt requirements.in
 	@$(LOCK) --output-file=requirements-dev.txt requirements-dev.in
+
+stacks: ## list the stacks that have a file in config/, as JSON
+	@ls config | sed -n 's/^Pulumi\.\([A-Za-z0-9_.-]*\)\.yaml$$/"\1"/p' | paste -sd, - | sed 's/.*/[&]/'
 
 install: ## install what the program needs, and its providers
 	@pulumi install

@@ -14,7 +14,7 @@ from tests.docs.pages import DATA, ROOT, SHELL, Page, anchor, pages
 
 FOLDERS: Final = {it.name for it in ROOT.iterdir() if it.is_dir() and not it.name.startswith(".")}
 
-MADE: Final = r"config/Pulumi\.\w+\.yaml"
+MADE: Final = r"config/Pulumi\.[\w*]+\.yaml"
 """Paths within the repository that stand for files of whoever reads."""
 
 
