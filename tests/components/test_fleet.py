@@ -13,6 +13,7 @@ import yaml
 from tests.components.cloud import BALANCER, ZONES, Cloud, reveal
 from tests.components.conftest import FLEET, Deploy
 from tests.components.test_program import (
+    CHANGES,
     EGRESS,
     GROUP,
     INGRESS,
@@ -22,7 +23,9 @@ from tests.components.test_program import (
     bundle,
     inputs,
 )
+from tests.readme import settings_table
 
+PROFILE = "aws:iam/instanceProfile:InstanceProfile"
 TEMPLATE = "aws:ec2/launchTemplate:LaunchTemplate"
 AUTOSCALING = "aws:autoscaling/group:Group"
 LOAD_BALANCER = "aws:lb/loadBalancer:LoadBalancer"
@@ -156,6 +159,21 @@ def test_machines_start_when_they_can_be_seen_to_be_well(fleet: Cloud) -> None:
     before = ancestors(fleet, "proxy-group")
     assert {"network-listener", "network-machines", "proxy-template"} <= before
     assert {"secrets-policy", "secrets-profile"} <= before
+
+
+OF_ONE_MACHINE = {"privateIp", "rebootTime", "subnetId"}
+
+
+@pytest.mark.parametrize("key", sorted(CHANGES.keys() - {"subnetIds", *OF_ONE_MACHINE}))
+def test_the_page_says_which_settings_replace_its_machines(
+    fleet: Cloud, deploy: Deploy, key: str
+) -> None:
+    after = deploy(**{**FLEET, **CHANGES[key]})
+    # another profile has another name, which is in the template
+    replaced = inputs(fleet, TEMPLATE, PROFILE) != inputs(after, TEMPLATE, PROFILE)
+    applies, _, fleets = settings_table()[key].applies.partition("; of a fleet: ")
+    said = (fleets or applies).split(", ")
+    assert replaced == bool({"new machine", "new machines"} & set(said))
 
 
 def test_what_auto_scaling_starts_has_all_tags(fleet: Cloud) -> None:

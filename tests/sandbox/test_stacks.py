@@ -227,7 +227,7 @@ def test_the_commands_of_the_page_set_up_a_stack(account: aws.Account, tmp_path:
     config = yaml.safe_load(file.read_text())["config"]
     assert config.pop(f"{NAMESPACE}:adminToken").keys() == {"secure"}
     own = {k.partition(":")[2]: v for k, v in config.items() if k.startswith(NAMESPACE)}
-    own |= {"subnetId": "subnet-00000000", "apiCidrs": ["10.0.0.0/16"]}
+    own |= {"subnetId": "subnet-00000000", "apiCidrs": ["10.0.0.0/16"], "searchDomain": "internal"}
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in own.items()}
     settings = Settings.parse("dev", texts, has_token=True)
     assert (settings.protect, settings.port, settings.workers.error_rate) == (True, 9447, 0.05)
