@@ -12,21 +12,20 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.printed import searched
 
-ROOMS = ("vm", "sandbox")
-"""Folders of tests that mostly wait, each with machines that all its tests share."""
+ROOMS = {"vm": "machines", "fleet": "machines", "sandbox": "sandbox", "behaviour": "servers"}
+"""Folders of tests that share a process of `pytest -n 5`, since their machines are expensive."""
 
 
 class ByRoom(LoadScopeScheduling):
-    """Processes of `pytest -n 5`: one for each sandbox of these rooms, two for all other tests.
+    """Processes of `pytest -n 5`: one for each room, and server; one for all other tests.
 
     xdist's own groups have no effect with pytest 9.2: they change `Item._nodeid`, which is gone.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        room = nodeid.split("/")[1]
+        room = ROOMS.get(nodeid.split("/")[1], "")
         # each server has a sandbox of its own
-        shared = f"{room}, Apache: {'[apache' in nodeid}"
-        return dict.fromkeys(ROOMS, shared).get(room, "servers" if room == "behaviour" else "")
+        return room + "apache" * (room == "sandbox" and "[apache" in nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByRoom:

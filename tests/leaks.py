@@ -8,6 +8,9 @@ import re
 import urllib.parse
 import zlib
 
+CANARY = "canary-6f1d0c27b9+/e4.~_tok=="
+"""A token that no text has by chance, with each kind of character that a token may have."""
+
 
 def spellings(secret: str) -> list[bytes]:
     """A secret as it is, URL-encoded, and in base64 at any offset."""

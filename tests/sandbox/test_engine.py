@@ -29,7 +29,7 @@ from sandbox import aws
 from sandbox.engine import STACK, Engine, ProgramError
 from sandbox.providers import grafana
 from sandbox.tools import ROOT, find
-from tests.sandbox.conftest import CANARY
+from tests.leaks import CANARY
 
 [NEW_MACHINE] = re.findall(
     r"(?m)^ +pulumi up --replace '(.*)'", (ROOT / "docs/upgrade.md").read_text()

@@ -19,7 +19,7 @@ from config.settings import NAMESPACE, Limits, Settings
 from sandbox import aws, previews
 from sandbox.engine import EXAMPLES, Engine, ProgramError, copied
 from sandbox.tools import ROOT, find
-from tests.sandbox.conftest import CANARY
+from tests.leaks import CANARY
 from tests.sandbox.test_deployer import deployer
 from tests.sandbox.test_engine import inventory
 

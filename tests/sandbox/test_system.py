@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import collections
 import functools
 import gzip
 import http.client
@@ -18,6 +17,9 @@ import sys
 import threading
 import time
 import urllib.parse
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +27,35 @@ import pytest
 import yaml
 
 from sandbox import api
+from sandbox.__main__ import main
 from sandbox.engine import STACK
 from sandbox.machines.process import ADDRESSES
 from sandbox.processes import wait
 from sandbox.system import SYNC_INTERVAL, Sandbox
 from sandbox.tools import ROOT
 from tests.certificates import self_signed
-from tests.leaks import holds
-from tests.sandbox.conftest import CANARY
+from tests.leaks import CANARY, holds
+from tests.monitoring.test_dashboard import WORKERS
 
 TARGETS = 'up{job=~"sba-api|sba-proxy"}'
+
+
+@pytest.fixture(scope="module")
+def printed() -> list[str]:
+    """What pulumi printed while the sandbox came up."""
+    return []
+
+
+@pytest.fixture(scope="module", params=["nginx", "apache"])
+def sandbox(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, printed: list[str]
+) -> Iterator[Sandbox]:
+    running = Sandbox(tmp_path_factory.mktemp("sandbox"))
+    try:
+        running.up(request.param, token=CANARY, output=printed.append)
+        yield running
+    finally:
+        running.down()
 
 
 def scrapes(sandbox: Sandbox, since: float) -> list[str]:
@@ -441,7 +462,7 @@ class Client(threading.Thread):
 
     def __init__(self, sandbox: Sandbox, keepalive: bool, stop: threading.Event) -> None:
         super().__init__()
-        self.statuses: collections.Counter[str] = collections.Counter()
+        self.statuses: Counter[str] = Counter()
         self._proxy, self._keepalive, self._stop_event = where(sandbox), keepalive, stop
         # it looks at the certificates only in number, and none of the new ones is of the stack's CA
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -494,15 +515,15 @@ def test_rotations_of_token_and_certificate_under_load_lose_no_request(sandbox: 
             renewed = {"certificate": pair[0], "key": pair[1]}
             put(sandbox, "bundleSecretArn", json.dumps(good | renewed))
             put(sandbox, "tokenSecretArn", token)
-            wait(functools.partial(adopted, sandbox, sandbox.current_version()), "the token", 20)
-            wait(functools.partial(shows, sandbox, pair[0]), "the certificate", 20)
+            wait(partial(adopted, sandbox, sandbox.current_version()), "the token", 20)
+            wait(partial(shows, sandbox, pair[0]), "the certificate", 20)
             api.accept(sandbox.api, [api.digest(token)])
     finally:
         stop.set()
         for client in clients:
             client.join(30)
         put(sandbox, "bundleSecretArn", json.dumps(good))
-    counted = sum((client.statuses for client in clients), collections.Counter())
+    counted = sum((client.statuses for client in clients), Counter())
     print(f"{where(sandbox)['server']}: {dict(counted)}")
     assert set(counted) == {"200"}
     assert counted["200"] > 16 * 4 * 20
@@ -511,3 +532,84 @@ def test_rotations_of_token_and_certificate_under_load_lose_no_request(sandbox: 
 
 def test_after_all_that_the_token_is_still_nowhere_else(sandbox: Sandbox) -> None:
     assert holders(sandbox) == set()
+
+
+# -- the deployed dashboard on its Prometheus, and its picture
+
+
+def deployed(sandbox: Sandbox) -> dict[str, Any]:
+    [file] = sandbox.engine.provisioning.glob("dashboards/*/*.json")
+    return dict(json.loads(file.read_text()))
+
+
+def exported(sandbox: Sandbox) -> set[str]:
+    """The names in the proxy's own document."""
+    return set(re.findall(r"^metrics_proxy_(\w+)", sandbox.proxy_metrics() or "", re.M))
+
+
+def queries(dashboard: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Panel, query and legend."""
+    return [
+        (panel["title"], target["expr"].replace("$sba_queue", ".+"), target["legendFormat"])
+        for panel in dashboard["panels"]
+        for target in panel.get("targets", [])
+    ]
+
+
+def test_all_that_is_exported_is_shown(sandbox: Sandbox) -> None:
+    text = " ".join(query for _, query, _ in queries(deployed(sandbox)))
+    assert set(re.findall(r"sba_worker_(\w+)", text)) == WORKERS
+    assert set(re.findall(r"metrics_proxy_(\w+)", text)) == exported(sandbox)
+
+
+def test_every_query_returns_what_its_legend_promises(sandbox: Sandbox) -> None:
+    endpoints = [endpoint["name"] for endpoint in sandbox.contract()["endpoints"]]
+    outputs = sandbox.engine.outputs()
+    promised = {
+        "queue_name": set(api.QUEUES),
+        "instance": {f"{outputs['privateIp']}:{sandbox.proxy()['port']}"},
+        "endpoint": set(endpoints),
+        "secret": {"token", "bundle"},
+    }
+    seen: set[tuple[str, str]] = set()
+    for title, query, legend in queries(deployed(sandbox)):
+        found = wait(partial(sandbox.query, query), f"{title}: {query}")
+        labels = re.findall(r"{{(\w+)}}", legend)
+        assert labels
+        for label in labels:
+            values = {series["metric"].get(label) for series in found}
+            assert None not in values
+            assert values == promised.get(label, values), (title, query)
+        names = [legend, *(tuple(series["metric"][label] for label in labels) for series in found)]
+        assert set(Counter(names).values()) == {1}, (title, "two lines have one name")
+        seen.add((title, legend))
+    assert len(seen) >= 17
+
+
+def test_the_variable_lists_the_queues(sandbox: Sandbox) -> None:
+    [variable] = deployed(sandbox)["templating"]["list"]
+    definition = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["definition"])
+    assert definition
+    metric, label = definition.groups()
+    assert {series["metric"][label] for series in sandbox.query(metric)} == set(api.QUEUES)
+
+
+def test_the_preview_is_drawn_and_says_what_has_no_data(
+    sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "dashboard.png"
+    command = ["--folder", str(sandbox.folder), "dashboard-preview", "--output", str(picture)]
+    assert main(command) == 0
+    told = capsys.readouterr()
+    assert told.out == f"{picture}: a preview, not Grafana\n"
+    assert told.err == ""
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+    [file] = sandbox.engine.provisioning.glob("dashboards/*/*.json")
+    text = file.read_text()
+    try:
+        file.write_text(text.replace("sba_worker_active_jobs", "sba_worker_idle_jobs"))
+        assert main(command) == 1
+    finally:
+        file.write_text(text)
+    assert "no data for Active Jobs: sba_worker_idle_jobs{" in capsys.readouterr().err
