@@ -229,8 +229,8 @@ def alerts(settings: Settings) -> Iterator[Alert]:
             f"and on () max(max_over_time({proxy_up}[{LOOKBACK}])) == 1",
         ),
         summary="Scrapes of {{ $labels.endpoint }} fail",
-        description="The proxy works, the API answers it and takes the token: look at Prometheus' "
-        "own error for the target (Content-Type, timeout, size, text that is no metrics).",
+        description="The proxy's sync is answered by the API, which takes the token: look at "
+        "Prometheus' own error for the target (status, Content-Type, timeout, size, no metrics).",
         panel=p.SCRAPES,
     )
     yield Alert(

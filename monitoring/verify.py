@@ -1,8 +1,9 @@
 """Whether what a stack declares is in force: `make verify STACK=…`.
 
-Compares the stack's outputs with what its machines say of themselves in /metrics/proxy, asked
-directly, or through the Prometheus that $PROMETHEUS_URL names. A line says of each thing whether it
-is in force; the exit status is 1 while something is not. No secret is asked for.
+Compares the stack's outputs with what its machines say of themselves in /metrics/proxy, and scrapes
+what they have to serve: directly, or by what the Prometheus that $PROMETHEUS_URL names has seen. A
+line says of each thing whether it is in force; the exit status is 1 while something is not. No
+secret is asked for.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ WINDOW: Final = "5m"
 """What Prometheus has seen in it counts, for the same reason; two scrapes at one in two minutes."""
 
 TIMEOUT: Final = 5
+SCRAPE_TIMEOUT: Final = 10
 PAUSE: Final = 5
-"""Seconds: for an answer, and between two looks."""
+"""Seconds: for an answer of the machine, and of the API (Prometheus' own); between two looks."""
 
 PREFIX: Final = "metrics_proxy_"
 
@@ -63,7 +65,8 @@ class Declared:
     """What Prometheus is told to trust: two CAs while one takes the other's place."""
     api_job: str
     proxy_job: str
-    endpoints: list[str]
+    endpoints: dict[str, str]
+    """Name → path."""
     build: str
     configuration: str
     certificate_end: int
@@ -89,7 +92,10 @@ class Declared:
                 ca=proxy["tls_config"]["ca"],
                 api_job=api["job_name"],
                 proxy_job=proxy["job_name"],
-                endpoints=[it["labels"]["endpoint"] for it in api["static_configs"]],
+                endpoints={
+                    it["labels"]["endpoint"]: it["labels"]["__metrics_path__"]
+                    for it in api["static_configs"]
+                },
                 build=declared["build"],
                 configuration=sha256(outputs["proxyConfiguration"].encode()).hexdigest(),
                 certificate_end=int(datetime.fromisoformat(declared["certificateEnd"]).timestamp()),
@@ -324,7 +330,14 @@ def query(declared: Declared) -> str:
 def directly(declared: Declared) -> list[Line]:
     with ThreadPoolExecutor(len(declared.targets)) as pool:
         asked = pool.map(lambda target: _ask(declared, target), declared.targets)
-        return compare(declared, dict(zip(declared.targets, asked, strict=True)))
+        answers = dict(zip(declared.targets, asked, strict=True))
+        # one that says nothing of itself has its line
+        reached = [it for it, said in answers.items() if isinstance(said[-1], Answer)]
+        found = list(pool.map(lambda target: _scrape(declared, target), reached))
+    problems = [Line(False, "scrapes", problem) for problems in found for problem in problems]
+    if reached and not problems:
+        problems = [Line(True, "scrapes", f"200 for {_listed(declared.endpoints)}")]
+    return [*compare(declared, answers), *problems]
 
 
 def _ask(declared: Declared, target: str) -> list[Answer | str]:
@@ -343,29 +356,46 @@ def _ask(declared: Declared, target: str) -> list[Answer | str]:
     return answers
 
 
-def _read(declared: Declared, target: str) -> Answer:
+def _scrape(declared: Declared, target: str) -> list[str]:
+    """What is wrong with the API's documents: the sync asks the API itself, past the server."""
+    problems = []
+    for name, path in declared.endpoints.items():
+        try:
+            _fetch(declared, target, path, SCRAPE_TIMEOUT)
+        except (OSError, HTTPException) as error:
+            shown = declared.targets[target]
+            problems.append(f"{shown}: a scrape of {name} fails: {_why(error)}")
+    return problems
+
+
+def _fetch(declared: Declared, target: str, path: str, seconds: float) -> tuple[bytes, str]:
+    """A document of a machine and its date, on a connection of its own."""
     host, _, port = target.rpartition(":")
     context = ssl.create_default_context(cadata=declared.ca)
     client = HTTPConnection(declared.server_name, int(port))
     with closing(client):
-        plain = create_connection((host, int(port)), TIMEOUT)
+        plain = create_connection((host, int(port)), seconds)
         client.sock = context.wrap_socket(plain, server_hostname=declared.server_name)
-        text, date = _get(client, PROXY_PATH)
+        return _get(client, path)
+
+
+def _read(declared: Declared, target: str) -> Answer:
+    text, date = _fetch(declared, target, PROXY_PATH, TIMEOUT)
     samples = [
         (sample.name.removeprefix(PREFIX), sample.labels, sample.value)
-        for family in text_string_to_metric_families(text)
+        for family in text_string_to_metric_families(text.decode())
         for sample in family.samples
     ]
     return Answer(samples, parsedate_to_datetime(date).timestamp())
 
 
-def _get(client: HTTPConnection, path: str, **headers: str) -> tuple[str, str]:
+def _get(client: HTTPConnection, path: str, **headers: str) -> tuple[bytes, str]:
     """A document and its date; no redirect is followed."""
     client.request("GET", path, headers=headers)
     answer = client.getresponse()
     if answer.status != 200:
         raise OSError(0, f"it answers {answer.status}")
-    return answer.read().decode(), answer.headers["Date"] or ""
+    return answer.read(), answer.headers["Date"] or ""
 
 
 def through(declared: Declared, prometheus: str) -> list[Line]:

@@ -493,6 +493,9 @@ def silent(_: object) -> None:
         ([says(b"<html>no metrics</html>")], "machine", "what /metrics/proxy answers are no metr"),
         ([says(exposition(good()), Date="?")], "machine", "what /metrics/proxy answers are no me"),
         ([says(exposition(good()), length=10**6)], "machine", "does not answer (IncompleteRead("),
+        # what it says is well, and what it serves is not
+        ([*8 * [GOOD], says(b"", 502)], "scrapes", ": a scrape of api fails: it answers 502"),
+        ([*9 * [GOOD], silent], "scrapes", ": a scrape of workers fails: Remote end closed"),
     ],
 )
 def test_a_machine_is_asked_on_eight_connections(
@@ -504,8 +507,11 @@ def test_a_machine_is_asked_on_eight_connections(
     assert list(found) == ([what] if what else [])
     if what:
         assert text in found[what]
-    bad = what is not None and len(replies) == 1
-    assert asked == (1 if bad else verify.CONNECTIONS) * ["/metrics/proxy None"]
+    if what == "machine" and len(replies) == 1:
+        assert asked == ["/metrics/proxy None"]
+    else:
+        assert asked[:-2] == verify.CONNECTIONS * ["/metrics/proxy None"]
+        assert asked[-2:] == ["/metrics None", "/metrics/workers None"]
 
 
 @pytest.mark.parametrize(

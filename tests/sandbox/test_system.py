@@ -339,11 +339,12 @@ def test_a_changed_endpoint_and_cidr_lose_no_scrape(sandbox: Sandbox) -> None:
         timer.signal(signal.SIGCONT)
     wrong = {thing: text for state, thing, text in lines if state == "not yet"}
     assert status == 1
-    assert wrong.keys() == {"configuration", "bundle", "API"}
+    assert wrong.keys() == {"configuration", "bundle", "API", "scrapes"}
     assert all(
         wrong[it].endswith(": the next sync brings it") for it in ("configuration", "bundle")
     )
     assert "again is not known" in wrong["API"]
+    assert wrong["scrapes"].endswith("a scrape of again fails: it answers 404")
     status, lines = verify(sandbox, "--wait", "60")
     assert (status, {line[0] for line in lines}) == (0, {"in force"})
     assert sandbox.get("/metrics/again")[0] == 200
