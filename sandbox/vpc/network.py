@@ -111,7 +111,10 @@ class Network:
             self.ip(place, "link", "set", "eth0", "up")
             self.ip(place, "route", "add", "default", "via", router)
         for zone in zones:
-            self.ip("vpc", "link", "add", zone.bridge, "type", "bridge")
+            # or it had that of a port, and with each machine that came or went another one, while
+            # the machines that stay believe in the old one for half a minute
+            mac = "06:00:" + ipaddress.ip_address(zone.gateway).packed.hex(":")
+            self.ip("vpc", *f"link add {zone.bridge} address {mac} type bridge".split())
             for address in (zone.gateway, zone.dns):
                 self.ip("vpc", "address", "add", f"{address}/24", "dev", zone.bridge)
             self.ip("vpc", "link", "set", zone.bridge, "up")

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from config.settings import NAMESPACE
 from sandbox import api
 from sandbox.aws import BAKED
 from sandbox.engine import ProgramError
@@ -285,12 +286,17 @@ def test_a_machine_that_is_lost_costs_the_scrapes_under_way(
     assert failed <= 4 * ENDPOINTS
 
 
+CHANGES: list[dict[str, Any]] = [
+    # another image, with the packages; what the units and the sync are told
+    {"amiId": BAKED["arm64" if platform.machine() == "aarch64" else "x86_64"], "syncInterval": 2},
+    {"server": "apache"},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
 def test_a_change_of_what_machines_are_made_of_loses_no_scrape(
-    booted: Sandbox, fleet: Fleet
+    booted: Sandbox, fleet: Fleet, change: dict[str, Any]
 ) -> None:
-    """Another image, with the packages; what the units and the sync are told."""
-    image = BAKED["arm64" if platform.machine() == "aarch64" else "x86_64"]
-    change = {"amiId": image, "syncInterval": 2}
     began, old = time.time(), instances(fleet)
     booted.engine.configure(change)
     with under_load(booted) as answers:
@@ -302,3 +308,7 @@ def test_a_change_of_what_machines_are_made_of_loses_no_scrape(
     assert (failed, lost(booted, began, "sba-proxy")[0]) == (0, 0)
     assert scrapes > ENDPOINTS
     assert all(set(outcomes) == {"200"} for outcomes in answers.values()), answers
+    server = booted.engine.config[f"{NAMESPACE}:server"]
+    for it in fleet.members():
+        running = fleet.guest(it.instance).inside("ps", "-eo", "comm").stdout
+        assert {"nginx": "nginx", "apache": "apache2"}[server] in running

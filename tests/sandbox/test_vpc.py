@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from sandbox.vpc import security_group
 from sandbox.vpc.balancer import Balancer, Target, codes
-from sandbox.vpc.network import ZONES
+from sandbox.vpc.network import ZONES, Network
 
 
 def test_a_rule_that_is_not_modelled_is_refused() -> None:
@@ -46,6 +48,27 @@ def test_what_a_node_passes_on_is_of_the_balancers_group() -> None:
     assert "ip saddr 10.9.48.10/32 tcp dport 9446-9446 accept" in chains["node_in_0"]
     assert "ip daddr 10.9.46.5 tcp dport 9446-9446 return" in chains["node_out_0"]
     assert all("counter drop" in chains[it] for it in ("in_0", "out_0", "node_in_0", "node_out_0"))
+
+
+def test_machines_that_come_and_go_do_not_change_their_routers_address() -> None:
+    network, [zone] = Network(f"sandbox-{os.getpid()}"), ZONES[:1]
+
+    def address() -> str:
+        return (
+            network.ip("vpc", "-o", "link", "show", zone.bridge).split("link/ether ")[1].split()[0]
+        )
+
+    try:
+        network.make([zone])
+        seen = {address()}
+        for number in (1, 2):
+            network.add(f"{number}")
+            network.plug(f"02:00:00:00:00:0{number}", f"{number}", zone.bridge)
+            seen.add(address())
+        network.drop("1")
+        assert {*seen, address()} == {"06:00:0a:09:2e:01"}
+    finally:
+        network.remove()
 
 
 A, B = "eu-central-1a", "eu-central-1b"
