@@ -245,16 +245,17 @@ class AutoScaling:
     # -- how many ----------------------------------------------------------------------------------
 
     def _fit(self, group: Any) -> None:
-        """As many as wanted. Who has too many ends the ones that are not well, then the oldest."""
+        """As many as wanted; what is too many ends."""
         there, wanted = live(group), int(group.desired_capacity or 0)
         # a machine that is to be replaced is one more, as long as it is there
         wanted += min(
             sum(one.health_status == "Unhealthy" for one in there), int(group.max_size) - wanted
         )
-        rank = sorted(there, key=lambda one: (self._state(one) == "healthy", one.since))
-        for one in rank[: max(0, len(there) - wanted)]:
+        while len(there) > wanted:
+            victim = self._victim(group, there)
+            there.remove(victim)
             self._leave(
-                group, one, "in response to a difference between desired and actual capacity"
+                group, victim, "in response to a difference between desired and actual capacity"
             )
         if len(there) < wanted and time.monotonic() - group.failed_at > 10:
             self._start(
@@ -264,6 +265,27 @@ class AutoScaling:
                 f"capacity, increasing the capacity from {len(there)} to {len(there) + 1}.",
                 [one for one in there if one.health_status == "Healthy"],
             )
+
+    @staticmethod
+    def _victim(group: Any, there: list[Any]) -> Any:
+        """The one that ends. What the balancer found counts only once the group has seen it."""
+        if sick := [one for one in there if one.health_status == "Unhealthy"]:
+            return sick[0]
+        zones = Counter(one.availability_zone for one in there)
+        most = max(zones.values())
+        crowded = [one for one in there if zones[one.availability_zone] == most]
+        if group.termination_policies == ["NewestInstance"]:
+            return max(crowded, key=lambda one: one.since)
+        # of another template first, then of the oldest version; AWS then draws lots
+        template = spec(group)["LaunchTemplateId"]
+        return min(
+            crowded,
+            key=lambda one: (
+                one.template["LaunchTemplateId"] == template,
+                int(one.template["Version"]),
+                one.since,
+            ),
+        )
 
     def _refresh(self, group: Any, refresh: Refresh, now: float) -> None:
         there = live(group)
@@ -549,6 +571,8 @@ def mend(auto_scaling: Callable[[], AutoScaling], folder: Path) -> Iterator[tupl
                 group.default_instance_warmup = None if warmup == -1 else warmup
             if policy := self._get_param("InstanceMaintenancePolicy"):
                 group.starts_first = int(policy["MaxHealthyPercentage"]) > 100
+            if policies := self._get_param("TerminationPolicies"):
+                group.termination_policies = policies
             return answer
 
         return respond
@@ -637,18 +661,37 @@ def mend(auto_scaling: Callable[[], AutoScaling], folder: Path) -> Iterator[tupl
                 f"{made.name}-{made.arn.rpartition('/')[2]}.elb.{self.region_name}.amazonaws.com"
             )
             made.state = "active"
-            for subnet in made.subnets:
+            place(self, made)
+        return made
+
+    def owner(arn: str) -> str:
+        """What the interfaces of a balancer's addresses are called."""
+        return f"ELB net/{arn.partition('/net/')[2]}"
+
+    def place(self: Any, made: Any) -> None:
+        """An address in each subnet that has none yet."""
+        own = owner(made.arn)
+        has = {it.subnet.id for it in self.ec2_backend.enis.values() if it.description == own}
+        for subnet in made.subnets:
+            if subnet.id not in has:
                 self.ec2_backend.create_network_interface(
                     subnet,
                     subnet.get_available_subnet_ip(instance=made),
                     group_ids=made.security_groups or None,
-                    description=f"ELB net/{made.name}/{made.arn.rpartition('/')[2]}",
+                    description=own,
                 )
-        return made
+
+    set_subnets = ELBv2Backend.set_subnets
+
+    def another_subnet(self: Any, arn: str, *given: Any, **named: Any) -> Any:
+        """AWS takes none away from a Network Load Balancer; the provider does not ask for it."""
+        answer = set_subnets(self, arn, *given, **named)
+        place(self, self.load_balancers[arn])
+        return answer
 
     def drop(self: Any, arn: str) -> None:
         """Its addresses go with it."""
-        own = f"ELB net/{arn.partition('/net/')[2]}"
+        own = owner(arn)
         for card in [it for it in self.ec2_backend.enis.values() if it.description == own]:
             card.subnet.del_subnet_ip(card.private_ip_address)
             self.ec2_backend.delete_network_interface(card.id)
@@ -683,5 +726,6 @@ def mend(auto_scaling: Callable[[], AutoScaling], folder: Path) -> Iterator[tupl
         yield AutoScalingResponse, name, method
     yield FakeTargetGroup, "health_for", target_health
     yield ELBv2Backend, "create_load_balancer", make_balancer
+    yield ELBv2Backend, "set_subnets", another_subnet
     yield ELBv2Backend, "delete_load_balancer", drop
     yield ELBv2Backend, "modify_target_group", modify_target_group

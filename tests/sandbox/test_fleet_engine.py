@@ -102,10 +102,10 @@ class Fleet:
             AutoScalingGroupName=self.name, HealthCheckGracePeriod=seconds
         )
 
-    def settled(self) -> bool:
+    def settled(self, size: int = 2) -> bool:
         refreshes = self.refreshes()
         busy = refreshes and refreshes[0]["Status"] in ("Pending", "InProgress")
-        return not busy and len(self.group["Instances"]) == len(self.there()) == 2
+        return not busy and len(self.group["Instances"]) == len(self.there()) == size
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +179,62 @@ def test_new_machines_that_are_never_well_leave_the_old_ones_alone(fleet: Fleet)
     wait(fleet.settled, "the refresh to end")
     assert fleet.refreshes()[0]["Status"] == "Successful"
     assert not set(fleet.there()) & set(old)
+
+
+def test_undoing_a_change_leaves_the_machines_that_serve_alone(fleet: Fleet) -> None:
+    """Within the grace the group takes any machine for well, also one that never serves."""
+    wait(fleet.settled, "two machines")
+    fleet.grace(600)
+    old = fleet.there()
+
+    def broken(interval: int) -> set[str]:
+        fleet.tell(**dict.fromkeys(old, "healthy"))
+        fleet.engine.configure({"syncInterval": interval})
+        fleet.engine.up()
+        wait(lambda: len(fleet.there()) == 4, "new machines beside the old")
+        new = fleet.there().keys() - old.keys()
+        fleet.tell(**dict.fromkeys(old, "healthy"), **dict.fromkeys(new, "unhealthy"))
+        return new
+
+    broken(33)
+    fleet.scaling.cancel_instance_refresh(AutoScalingGroupName=fleet.name)
+    wait(fleet.settled, "the new ones to be gone")
+    assert fleet.there() == old
+
+    new = broken(34)
+    fleet.engine.configure({"syncInterval": 32})
+    fleet.engine.up()
+    assert [it["Status"] for it in fleet.refreshes()[:2]] == ["InProgress", "Cancelled"]
+    wait(
+        lambda: len(fleet.there()) == 4 and not fleet.there().keys() & new, "others in their place"
+    )
+    assert fleet.there().keys() >= old.keys()
+    fleet.all_well()
+    wait(fleet.settled, "the refresh to end")
+    assert fleet.refreshes()[0]["Status"] == "Successful"
+    assert not set(fleet.there()) & set(old)
+
+
+def test_by_default_the_machines_of_the_oldest_version_end_first(fleet: Fleet) -> None:
+    """Why the group has another policy."""
+    wait(fleet.settled, "two machines")
+    fleet.scaling.update_auto_scaling_group(
+        AutoScalingGroupName=fleet.name, TerminationPolicies=["Default"]
+    )
+    old = fleet.there()
+    fleet.tell(**dict.fromkeys(old, "healthy"))
+    fleet.engine.configure({"syncInterval": 35})
+    fleet.engine.up()
+    wait(lambda: len(fleet.there()) == 4, "new machines beside the old")
+    new = {it: zone for it, zone in fleet.there().items() if it not in old}
+    fleet.scaling.cancel_instance_refresh(AutoScalingGroupName=fleet.name)
+    wait(fleet.settled, "two of them to be gone")
+    assert fleet.there() == new
+    # somebody else's hand is seen and undone
+    fleet.engine.up(refresh=True)
+    assert fleet.group["TerminationPolicies"] == ["NewestInstance"]
+    fleet.all_well()
+    wait(fleet.settled, "two machines")
 
 
 def test_a_machine_that_is_ended_or_unwell_is_replaced_in_its_zone(fleet: Fleet) -> None:
@@ -327,6 +383,32 @@ def test_a_refusal_is_one_line(engine: Engine, settings: dict[str, Any], words: 
     finally:
         engine.config_file.write_text(before)
     assert "\n" not in str(refused.value)
+
+
+def test_another_zone_is_a_change_of_its_own(fleet: Fleet) -> None:
+    """The provider waits for so many machines, and a refresh has more for longer than it waits."""
+    wait(fleet.settled, "two machines")
+    engine, account = fleet.engine, fleet.account
+    address, before = engine.outputs()["loadBalancerDnsName"], fleet.there()
+    subnets = engine.config["metrics-proxy:subnetIds"]
+    subnets.append(account.another_subnet("10.20.7.0/24", "c"))
+    engine.configure({"subnetIds": subnets})
+    assert TEMPLATE not in changed(engine)
+    engine.up()
+    assert fleet.there().items() > before.items()
+    assert sorted(fleet.there().values()) == [f"{aws.REGION}{zone}" for zone in "abc"]
+
+    subnets.append(account.another_subnet("10.20.6.0/24", "d"))
+    engine.configure({"subnetIds": subnets, "syncInterval": 36})
+    with pytest.raises(ProgramError, match=r"want exactly 4 healthy instance\(s\).*, have [678]"):
+        engine.up()
+    # what it waited for in vain goes on, and the next one does not wait
+    engine.up()
+    wait(lambda: fleet.settled(4), "the refresh to end")
+    assert not fleet.there().keys() & before.keys()
+    assert len(set(fleet.there().values())) == 4
+    assert engine.outputs()["loadBalancerDnsName"] == address
+    assert set(engine.preview()) == {"same"}
 
 
 def test_another_architecture_and_another_subnet(fleet: Fleet) -> None:
