@@ -38,6 +38,7 @@ ENDED: Final = ("Successful", "Failed", "Cancelled", "RollbackSuccessful", "Roll
 TEMPLATE: Final = "You must use a valid fully-formed launch template."
 STOPPED: Final = "in response to an EC2 health check indicating it has been terminated or stopped"
 UNHEALTHY: Final = "in response to an ELB system health check failure"
+MOVED: Final = "in response to a change of the group's subnets"
 
 
 @dataclass
@@ -106,7 +107,7 @@ class AutoScaling:
                 if refresh and new and not refresh.reason:
                     refresh.reason = f"{one.instance_id}: {self._why(one)}"
                 gone = one.instance.state != "running"
-                if gone or new or not group.starts_first or self._replaced(group):
+                if gone or new or not group.starts_first or self._replaced(group, one):
                     self._leave(group, one, fault, gone=gone)
                 else:
                     one.health_status = "Unhealthy"
@@ -125,12 +126,21 @@ class AutoScaling:
         young = now - one.since < group.health_check_grace_period
         if group.health_check_type == "ELB" and not young and self._state(one) == "unhealthy":
             return UNHEALTHY
+        if one.instance.subnet_id not in subnets(group):
+            return MOVED
         # what was found unhealthy once is replaced, and not looked at again
         return UNHEALTHY if one.health_status == "Unhealthy" else None
 
-    def _replaced(self, group: Any) -> bool:
+    def _replaced(self, group: Any, one: Any) -> bool:
         """Whether enough others are well, where the group wants them first."""
-        well = [one for one in live(group) if self._state(one) == "healthy"]
+        well = [
+            it
+            for it in live(group)
+            if it is not one
+            and it.health_status == "Healthy"
+            and it.instance.subnet_id in subnets(group)
+            and self._state(it) == "healthy"
+        ]
         return len(well) >= int(group.desired_capacity)
 
     def _state(self, one: Any) -> str:
@@ -145,9 +155,8 @@ class AutoScaling:
         self, group: Any, template: dict[str, str], cause: str, beside: Iterable[Any]
     ) -> Any:
         """One more machine, in the zone that has the fewest of these; None if EC2 refuses it."""
-        subnets = group.vpc_zone_identifier.split(",")
         there = Counter(one.instance.subnet_id for one in beside)
-        subnet = min(subnets, key=lambda one: (there[one], subnets.index(one)))
+        subnet = min(subnets(group), key=lambda one: there[one])
         activity = act(group, "Launching a new EC2 instance", cause)
         try:
             [made] = self._ec2.run_instances(
@@ -449,6 +458,11 @@ def refuse(text: str, *values: Any) -> None:
 def live(group: Any) -> list[Any]:
     """The machines of a group that are not on their way out."""
     return [one for one in group.instance_states if one.leaves is None]
+
+
+def subnets(group: Any) -> list[str]:
+    """Where its machines are to be."""
+    return str(group.vpc_zone_identifier).split(",")
 
 
 def running(group: Any) -> Refresh | None:

@@ -218,15 +218,15 @@ def test_undoing_a_change_leaves_the_machines_that_serve_alone(fleet: Fleet) -> 
 def test_by_default_the_machines_of_the_oldest_version_end_first(fleet: Fleet) -> None:
     """Why the group has another policy."""
     wait(fleet.settled, "two machines")
-    fleet.scaling.update_auto_scaling_group(
-        AutoScalingGroupName=fleet.name, TerminationPolicies=["Default"]
-    )
     old = fleet.there()
     fleet.tell(**dict.fromkeys(old, "healthy"))
     fleet.engine.configure({"syncInterval": 35})
     fleet.engine.up()
     wait(lambda: len(fleet.there()) == 4, "new machines beside the old")
     new = {it: zone for it, zone in fleet.there().items() if it not in old}
+    fleet.scaling.update_auto_scaling_group(
+        AutoScalingGroupName=fleet.name, TerminationPolicies=["Default"]
+    )
     fleet.scaling.cancel_instance_refresh(AutoScalingGroupName=fleet.name)
     wait(fleet.settled, "two of them to be gone")
     assert fleet.there() == new
@@ -385,32 +385,6 @@ def test_a_refusal_is_one_line(engine: Engine, settings: dict[str, Any], words: 
     assert "\n" not in str(refused.value)
 
 
-def test_another_zone_is_a_change_of_its_own(fleet: Fleet) -> None:
-    """The provider waits for so many machines, and a refresh has more for longer than it waits."""
-    wait(fleet.settled, "two machines")
-    engine, account = fleet.engine, fleet.account
-    address, before = engine.outputs()["loadBalancerDnsName"], fleet.there()
-    subnets = engine.config["metrics-proxy:subnetIds"]
-    subnets.append(account.another_subnet("10.20.7.0/24", "c"))
-    engine.configure({"subnetIds": subnets})
-    assert TEMPLATE not in changed(engine)
-    engine.up()
-    assert fleet.there().items() > before.items()
-    assert sorted(fleet.there().values()) == [f"{aws.REGION}{zone}" for zone in "abc"]
-
-    subnets.append(account.another_subnet("10.20.6.0/24", "d"))
-    engine.configure({"subnetIds": subnets, "syncInterval": 36})
-    with pytest.raises(ProgramError, match=r"want exactly 4 healthy instance\(s\).*, have [678]"):
-        engine.up()
-    # what it waited for in vain goes on, and the next one does not wait
-    engine.up()
-    wait(lambda: fleet.settled(4), "the refresh to end")
-    assert not fleet.there().keys() & before.keys()
-    assert len(set(fleet.there().values())) == 4
-    assert engine.outputs()["loadBalancerDnsName"] == address
-    assert set(engine.preview()) == {"same"}
-
-
 def test_another_architecture_and_another_subnet(fleet: Fleet) -> None:
     """The template needs another image; a target group is of one load balancer at a time."""
     wait(fleet.settled, "two machines")
@@ -431,3 +405,69 @@ def test_another_architecture_and_another_subnet(fleet: Fleet) -> None:
     engine.up()
     assert engine.outputs()["loadBalancerDnsName"] != address
     assert set(engine.preview()) == {"same"}
+    wait(fleet.settled, "two machines")
+    assert sorted(fleet.there().values()) == [f"{aws.REGION}a", f"{aws.REGION}c"]
+
+
+def test_one_machine_becomes_a_fleet_and_ends_when_that_is_well(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a stack beside the fleet's."""
+    wait(fleet.settled, "two machines")
+    config = fleet.engine.config
+    subnets = config.pop("metrics-proxy:subnetIds")
+    del config["metrics-proxy:adminToken"]
+    one = Engine(fleet.engine.backend.parent, fleet.account, "one")
+    one.configure({**config, "subnetId": subnets[0]})
+    one.set_secret("adminToken", "engine-test-token")
+
+    def state(machine: str) -> str:
+        found = fleet.account.client("ec2").describe_instances(InstanceIds=[machine])
+        return str(found["Reservations"][0]["Instances"][0]["State"]["Name"])
+
+    try:
+        one.up()
+        machine = one.outputs()["instanceId"]
+        one.configure({"subnetId": None, "subnetIds": subnets})
+        fleet.tell()  # nothing of anybody
+        monkeypatch.setattr("components.proxy_host.SETTLE_SECONDS", 3)
+        with pytest.raises(ProgramError, match=r"want at least 2 .* Load Balancer, have 0"):
+            one.up()
+        assert state(machine) == "running"
+        # the group is made, and not waited for again
+        assert set(one.up()) <= {"same", "update", "delete"}
+        assert state(machine) == "terminated"
+        assert len(Fleet(one).there()) == 2
+    finally:
+        fleet.all_well()
+        one.destroy()
+
+
+def test_another_zone_is_a_change_of_its_own(fleet: Fleet) -> None:
+    """The provider waits for so many machines; a refresh has more for longer than it waits."""
+    wait(fleet.settled, "two machines")
+    engine, before = fleet.engine, fleet.there()
+    address = engine.outputs()["loadBalancerDnsName"]
+    two = engine.config["metrics-proxy:subnetIds"]
+    three = [*two, fleet.account.another_subnet("10.20.7.0/24")]
+    engine.configure({"subnetIds": three})
+    assert TEMPLATE not in changed(engine)
+    engine.up()
+    assert engine.outputs()["loadBalancerDnsName"] == address
+    assert fleet.there().items() > before.items()
+    assert sorted(fleet.there().values()) == [f"{aws.REGION}{zone}" for zone in "abc"]
+
+    engine.configure({"subnetIds": two})
+    engine.up()
+    wait(fleet.settled, "two machines")
+    assert fleet.there() == before
+
+    engine.configure({"subnetIds": three, "syncInterval": 36})
+    with pytest.raises(ProgramError, match=r"want exactly 3 healthy instance\(s\).*, have [456]"):
+        engine.up()
+    # what it waited for in vain goes on, and the next one does not wait
+    engine.up()
+    assert set(engine.preview()) == {"same"}
+    wait(lambda: fleet.settled(3), "the refresh to end")
+    assert not fleet.there().keys() & before.keys()
+    assert sorted(fleet.there().values()) == [f"{aws.REGION}{zone}" for zone in "abc"]
