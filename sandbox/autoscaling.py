@@ -176,9 +176,9 @@ class AutoScaling:
         instance.add_tags({GROUP_TAG: group.name, VERSION_TAG: template["Version"]})
         one: Any = InstanceState(instance)
         one.template, one.since, one.leaves = template, time.monotonic(), None
-        group.instance_states.append(one)
         for target_group in self._target_groups(group):
             target_group.register([{"Id": one.instance_id, "Port": target_group.port}])
+        group.instance_states.append(one)
         activity["Description"] += f": {one.instance_id}"
         finish(activity, "Successful")
         return one

@@ -309,7 +309,7 @@ class Group(AwsKind):
             != self.normal("launchTemplate", new["launchTemplate"])
         ):
             self._refresh(it)
-            overlap = new.get("defaultInstanceWarmup", new["healthCheckGracePeriod"])
+            overlap = new.get("defaultInstanceWarmup") or new["healthCheckGracePeriod"]
         if any(old.get(key) != new.get(key) for key in ("minSize", "desiredCapacity")):
             self._wait_for_capacity(it.id, new, began, updated=True, overlap=overlap)
         return self.describe(it.id) or {}
