@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -430,7 +431,8 @@ def test_one_machine_becomes_a_fleet_and_ends_when_that_is_well(
         machine = one.outputs()["instanceId"]
         one.configure({"subnetId": None, "subnetIds": subnets})
         fleet.tell()  # nothing of anybody
-        monkeypatch.setattr("components.proxy_host.SETTLE_SECONDS", 3)
+        # the package has a function of that name
+        monkeypatch.setattr(import_module("components.proxy_host"), "SETTLE_SECONDS", 3)
         with pytest.raises(ProgramError, match=r"want at least 2 .* Load Balancer, have 0"):
             one.up()
         assert state(machine) == "running"
