@@ -451,7 +451,8 @@ def test_another_zone_is_a_change_of_its_own(fleet: Fleet) -> None:
     engine, before = fleet.engine, fleet.there()
     address = engine.outputs()["loadBalancerDnsName"]
     two = engine.config["metrics-proxy:subnetIds"]
-    three = [*two, fleet.account.another_subnet("10.20.7.0/24")]
+    [zone] = set("abc") - {it[-1] for it in before.values()}
+    three = [*two, fleet.account.another_subnet("10.20.7.0/24", zone)]
     engine.configure({"subnetIds": three})
     assert TEMPLATE not in changed(engine)
     engine.up()
