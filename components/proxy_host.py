@@ -175,6 +175,8 @@ class Fleet(ProxyHost):
             health_check_type="ELB",
             health_check_grace_period=BOOT_SECONDS,
             default_instance_warmup=SETTLE_SECONDS,
+            # after a refresh that failed or was cancelled: by default the old ones end, which serve
+            termination_policies=["NewestInstance"],
             # also where health checks fail: all of them may, for a reason that is none of theirs
             instance_maintenance_policy=aws.autoscaling.GroupInstanceMaintenancePolicyArgs(
                 **always

@@ -130,6 +130,15 @@ def _ipv4(value: str) -> str:
         raise ValueError("is not an IPv4 address") from None
 
 
+def _no_address(name: str) -> str:
+    """A certificate has addresses apart from names, and clients look there for one."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name
+    raise ValueError("is an address, and no DNS name")
+
+
 def _host(host: str) -> None:
     """Refuse a host that is no name or IPv4 address, or an address that no API can have."""
     try:
@@ -472,7 +481,9 @@ class Settings(_Model):
     endpoints: Annotated[tuple[Endpoint, ...], AfterValidator(_not_empty)] = DEFAULT_ENDPOINTS
     server: Server = "nginx"
     # the certificate's common name, too, and that has at most 64 characters (RFC 5280)
-    server_name: Annotated[str, Field(max_length=64), _DNS_NAME] = "prometheus-api.local"
+    server_name: Annotated[str, Field(max_length=64), _DNS_NAME, AfterValidator(_no_address)] = (
+        "prometheus-api.local"
+    )
     port: Annotated[int, Field(ge=1024, le=60_999), Number] = 9446
     """Above are the ports on which the sync tries what it is to adopt."""
     instance_type: Annotated[
@@ -545,14 +556,12 @@ class Settings(_Model):
                 raise ValueError(
                     f"{names}: would need {rules} rules, and a security group has {RULES_MAX}"
                 )
-        authorities: dict[str, str | None] = {}
+        authorities: dict[tuple[str, str, int], str | None] = {}
         for endpoint in self.endpoints:
-            server = urlsplit(endpoint.upstream)
-            if (
-                authorities.setdefault(f"{server.scheme}://{server.netloc}", endpoint.ca)
-                != endpoint.ca
-            ):
-                raise ValueError(f"endpoints: {server.netloc} is given two different CAs")
+            url = urlsplit(endpoint.upstream)
+            server = url.scheme, endpoint.full_host(self.search_domain), endpoint.port
+            if authorities.setdefault(server, endpoint.ca) != endpoint.ca:
+                raise ValueError(f"endpoints: {url.netloc} is given two different CAs")
         for endpoint in self.endpoints:
             host = endpoint.full_host(self.search_domain)
             if len(host) > 253:

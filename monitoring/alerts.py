@@ -194,9 +194,9 @@ def alerts(settings: Settings) -> Iterator[Alert]:
             hold=when.proxy_down,
             expr=_lines(f"1 - {proxy_up} > 0", f"and on () max({proxy_up}) == 1"),
             summary="The proxy's machine in {{ $labels.zone }} does not answer",
-            description="Scrapes through its zone failed for up to half a minute, then went on by "
-            "the others. Auto Scaling replaces a machine that does not serve: if this goes on, it "
-            "cannot.",
+            description="Scrapes through its zone failed for up to a minute and a half, then went "
+            "on by the others. Auto Scaling replaces a machine that does not serve: if this goes "
+            "on, it cannot.",
             panel=p.SCRAPES,
         )
     yield Alert(

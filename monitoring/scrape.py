@@ -18,7 +18,7 @@ _HEADER: Final = """\
 # 1. Save this as metrics-proxy-{stack}.yml and name it in prometheus.yml, relative to that file:
 #      scrape_config_files: [metrics-proxy-{stack}.yml]
 # 2. Run promtool check config prometheus.yml and reload Prometheus.
-# Stacks in the same Prometheus need a `job` each, or it refuses the second.
+# Of stacks in the same Prometheus no two jobs may have one name, or it refuses the second.
 # Neither token nor file belongs here: the proxy adds the token, and its CA stands below.
 """
 

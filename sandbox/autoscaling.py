@@ -38,6 +38,7 @@ ENDED: Final = ("Successful", "Failed", "Cancelled", "RollbackSuccessful", "Roll
 TEMPLATE: Final = "You must use a valid fully-formed launch template."
 STOPPED: Final = "in response to an EC2 health check indicating it has been terminated or stopped"
 UNHEALTHY: Final = "in response to an ELB system health check failure"
+MOVED: Final = "in response to a change of the group's subnets"
 
 
 @dataclass
@@ -106,7 +107,7 @@ class AutoScaling:
                 if refresh and new and not refresh.reason:
                     refresh.reason = f"{one.instance_id}: {self._why(one)}"
                 gone = one.instance.state != "running"
-                if gone or new or not group.starts_first or self._replaced(group):
+                if gone or new or not group.starts_first or self._replaced(group, one):
                     self._leave(group, one, fault, gone=gone)
                 else:
                     one.health_status = "Unhealthy"
@@ -125,12 +126,21 @@ class AutoScaling:
         young = now - one.since < group.health_check_grace_period
         if group.health_check_type == "ELB" and not young and self._state(one) == "unhealthy":
             return UNHEALTHY
+        if one.instance.subnet_id not in subnets(group):
+            return MOVED
         # what was found unhealthy once is replaced, and not looked at again
         return UNHEALTHY if one.health_status == "Unhealthy" else None
 
-    def _replaced(self, group: Any) -> bool:
+    def _replaced(self, group: Any, one: Any) -> bool:
         """Whether enough others are well, where the group wants them first."""
-        well = [one for one in live(group) if self._state(one) == "healthy"]
+        well = [
+            it
+            for it in live(group)
+            if it is not one
+            and it.health_status == "Healthy"
+            and it.instance.subnet_id in subnets(group)
+            and self._state(it) == "healthy"
+        ]
         return len(well) >= int(group.desired_capacity)
 
     def _state(self, one: Any) -> str:
@@ -145,9 +155,8 @@ class AutoScaling:
         self, group: Any, template: dict[str, str], cause: str, beside: Iterable[Any]
     ) -> Any:
         """One more machine, in the zone that has the fewest of these; None if EC2 refuses it."""
-        subnets = group.vpc_zone_identifier.split(",")
         there = Counter(one.instance.subnet_id for one in beside)
-        subnet = min(subnets, key=lambda one: (there[one], subnets.index(one)))
+        subnet = min(subnets(group), key=lambda one: there[one])
         activity = act(group, "Launching a new EC2 instance", cause)
         try:
             [made] = self._ec2.run_instances(
@@ -167,9 +176,9 @@ class AutoScaling:
         instance.add_tags({GROUP_TAG: group.name, VERSION_TAG: template["Version"]})
         one: Any = InstanceState(instance)
         one.template, one.since, one.leaves = template, time.monotonic(), None
-        group.instance_states.append(one)
         for target_group in self._target_groups(group):
             target_group.register([{"Id": one.instance_id, "Port": target_group.port}])
+        group.instance_states.append(one)
         activity["Description"] += f": {one.instance_id}"
         finish(activity, "Successful")
         return one
@@ -245,16 +254,17 @@ class AutoScaling:
     # -- how many ----------------------------------------------------------------------------------
 
     def _fit(self, group: Any) -> None:
-        """As many as wanted. Who has too many ends the ones that are not well, then the oldest."""
+        """As many as wanted; what is too many ends."""
         there, wanted = live(group), int(group.desired_capacity or 0)
         # a machine that is to be replaced is one more, as long as it is there
         wanted += min(
             sum(one.health_status == "Unhealthy" for one in there), int(group.max_size) - wanted
         )
-        rank = sorted(there, key=lambda one: (self._state(one) == "healthy", one.since))
-        for one in rank[: max(0, len(there) - wanted)]:
+        while len(there) > wanted:
+            victim = self._victim(group, there)
+            there.remove(victim)
             self._leave(
-                group, one, "in response to a difference between desired and actual capacity"
+                group, victim, "in response to a difference between desired and actual capacity"
             )
         if len(there) < wanted and time.monotonic() - group.failed_at > 10:
             self._start(
@@ -264,6 +274,27 @@ class AutoScaling:
                 f"capacity, increasing the capacity from {len(there)} to {len(there) + 1}.",
                 [one for one in there if one.health_status == "Healthy"],
             )
+
+    @staticmethod
+    def _victim(group: Any, there: list[Any]) -> Any:
+        """The one that ends. What the balancer found counts only once the group has seen it."""
+        if sick := [one for one in there if one.health_status == "Unhealthy"]:
+            return sick[0]
+        zones = Counter(one.availability_zone for one in there)
+        most = max(zones.values())
+        crowded = [one for one in there if zones[one.availability_zone] == most]
+        if group.termination_policies == ["NewestInstance"]:
+            return max(crowded, key=lambda one: one.since)
+        # of another template first, then of the oldest version; AWS then draws lots
+        template = spec(group)["LaunchTemplateId"]
+        return min(
+            crowded,
+            key=lambda one: (
+                one.template["LaunchTemplateId"] == template,
+                int(one.template["Version"]),
+                one.since,
+            ),
+        )
 
     def _refresh(self, group: Any, refresh: Refresh, now: float) -> None:
         there = live(group)
@@ -429,6 +460,11 @@ def live(group: Any) -> list[Any]:
     return [one for one in group.instance_states if one.leaves is None]
 
 
+def subnets(group: Any) -> list[str]:
+    """Where its machines are to be."""
+    return str(group.vpc_zone_identifier).split(",")
+
+
 def running(group: Any) -> Refresh | None:
     """The refresh that is under way."""
     refreshes = group.refreshes
@@ -549,6 +585,8 @@ def mend(auto_scaling: Callable[[], AutoScaling], folder: Path) -> Iterator[tupl
                 group.default_instance_warmup = None if warmup == -1 else warmup
             if policy := self._get_param("InstanceMaintenancePolicy"):
                 group.starts_first = int(policy["MaxHealthyPercentage"]) > 100
+            if policies := self._get_param("TerminationPolicies"):
+                group.termination_policies = policies
             return answer
 
         return respond
@@ -637,18 +675,37 @@ def mend(auto_scaling: Callable[[], AutoScaling], folder: Path) -> Iterator[tupl
                 f"{made.name}-{made.arn.rpartition('/')[2]}.elb.{self.region_name}.amazonaws.com"
             )
             made.state = "active"
-            for subnet in made.subnets:
+            place(self, made)
+        return made
+
+    def owner(arn: str) -> str:
+        """What the interfaces of a balancer's addresses are called."""
+        return f"ELB net/{arn.partition('/net/')[2]}"
+
+    def place(self: Any, made: Any) -> None:
+        """An address in each subnet that has none yet."""
+        own = owner(made.arn)
+        has = {it.subnet.id for it in self.ec2_backend.enis.values() if it.description == own}
+        for subnet in made.subnets:
+            if subnet.id not in has:
                 self.ec2_backend.create_network_interface(
                     subnet,
                     subnet.get_available_subnet_ip(instance=made),
                     group_ids=made.security_groups or None,
-                    description=f"ELB net/{made.name}/{made.arn.rpartition('/')[2]}",
+                    description=own,
                 )
-        return made
+
+    set_subnets = ELBv2Backend.set_subnets
+
+    def another_subnet(self: Any, arn: str, *given: Any, **named: Any) -> Any:
+        """AWS takes none away from a Network Load Balancer; the provider does not ask for it."""
+        answer = set_subnets(self, arn, *given, **named)
+        place(self, self.load_balancers[arn])
+        return answer
 
     def drop(self: Any, arn: str) -> None:
         """Its addresses go with it."""
-        own = f"ELB net/{arn.partition('/net/')[2]}"
+        own = owner(arn)
         for card in [it for it in self.ec2_backend.enis.values() if it.description == own]:
             card.subnet.del_subnet_ip(card.private_ip_address)
             self.ec2_backend.delete_network_interface(card.id)
@@ -683,5 +740,6 @@ def mend(auto_scaling: Callable[[], AutoScaling], folder: Path) -> Iterator[tupl
         yield AutoScalingResponse, name, method
     yield FakeTargetGroup, "health_for", target_health
     yield ELBv2Backend, "create_load_balancer", make_balancer
+    yield ELBv2Backend, "set_subnets", another_subnet
     yield ELBv2Backend, "delete_load_balancer", drop
     yield ELBv2Backend, "modify_target_group", modify_target_group

@@ -19,7 +19,7 @@ import grpc.aio
 from pulumi.provider.experimental import provider as rpc
 from pulumi.provider.experimental.property_value import PropertyValue
 from pulumi.provider.experimental.server import ProviderServicer
-from pulumi.runtime.proto import provider_pb2, provider_pb2_grpc
+from pulumi.runtime.proto import provider_pb2, provider_pb2_grpc, status_pb2
 from pulumi.runtime.rpc import UNKNOWN
 
 from sandbox.providers import schema
@@ -37,6 +37,15 @@ NAMING: ContextVar[Naming | None] = ContextVar("naming", default=None)
 
 class UserError(Exception):
     """An error of the user's, told in one line."""
+
+
+class UnreadyError(UserError):
+    """Something is made or changed, and belongs into the state, but is not what it has to be."""
+
+    def __init__(self, text: str, resource_id: str) -> None:
+        super().__init__(text)
+        self.id = resource_id
+        self.properties: dict[str, PropertyValue] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +274,12 @@ class Provider(rpc.Provider):
         if request.preview:
             outputs |= {key: UNKNOWN for key in kind.computed if key not in inputs}
         else:
-            resource_id, made = kind.create(inputs)
+            try:
+                resource_id, made = kind.create(inputs)
+            except UnreadyError as error:
+                outputs |= kind.read(Existing(id=error.id, state=inputs)) or {}
+                error.properties = {**wire_all(outputs, kind.secret), **given}
+                raise
             outputs |= made
         return rpc.CreateResponse(resource_id, {**wire_all(outputs, kind.secret), **given})
 
@@ -295,12 +309,16 @@ class Provider(rpc.Provider):
         kind, given = self.kind(request.type), _without_notes(request.news)
         inputs, state = plain(given), plain(request.olds)
         outputs = kind.derive(inputs) or {}
+        kept = {k: v for k, v in request.olds.items() if k not in kind.replaces | kind.updates}
+        kept |= {k: v for k, v in request.olds.items() if k in kind.computed}
         if request.preview:
             outputs |= dict.fromkeys(kind.volatile, UNKNOWN)
         else:
-            outputs |= kind.update(Existing(id=request.resource_id, state=state, inputs=inputs))
-        kept = {k: v for k, v in request.olds.items() if k not in kind.replaces | kind.updates}
-        kept |= {k: v for k, v in request.olds.items() if k in kind.computed}
+            try:
+                outputs |= kind.update(Existing(id=request.resource_id, state=state, inputs=inputs))
+            except UnreadyError as error:
+                error.properties = {**kept, **given}
+                raise
         return rpc.UpdateResponse({**kept, **wire_all(outputs, kind.secret), **given})
 
     async def delete(self, request: rpc.DeleteRequest) -> None:
@@ -324,8 +342,18 @@ def _one_line(method: Method) -> Method:
             # the SDK raises a new error with a traceback in its text; the cause is its context
             if not isinstance(error.__context__, self._provider.refusals):
                 raise
-            line = " ".join(str(error.__context__).split())
-        return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, line)
+            cause = error.__context__
+            line = " ".join(str(cause).split())
+        if not isinstance(cause, UnreadyError):
+            return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, line)
+        # as the SDK tells of wrong inputs; for this it has nothing
+        failed = provider_pb2.ErrorResourceInitFailed(
+            id=cause.id, properties=PropertyValue.marshal_map(cause.properties), reasons=[line]
+        )
+        status = status_pb2.Status(code=grpc.StatusCode.UNKNOWN.value[0], message=line)
+        status.details.add().Pack(failed)
+        details = (("grpc-status-details-bin", status.SerializeToString()),)
+        return await context.abort(grpc.StatusCode.UNKNOWN, line, details)
 
     return answer
 

@@ -5,7 +5,8 @@ target of its zone (of all zones, if the balancer says so) and keeps its client'
 that are there stay where they are while their target drains, and are reset when it is unhealthy.
 Targets are asked from the node of their zone, as the target group says, thirty times as often.
 VPC DNS answers the balancer's name with the nodes that have a healthy target, and each zone's name
-with its node. If every target fails, all of them are tried.
+with its node. If every target fails, all of them are tried; AWS may do so for each zone alone (one
+of its pages says so, another that it does not).
 
 `python -m sandbox.vpc.balancer FOLDER` runs until it is terminated.
 """

@@ -153,6 +153,8 @@ def test_a_machine_ends_when_another_is_well(fleet: Cloud) -> None:
     assert group["instanceRefresh"] == {"strategy": "Rolling", "preferences": always}
     # until the grace is over, a machine that is not healthy counts as if it were
     assert group["defaultInstanceWarmup"] > group["healthCheckGracePeriod"]
+    # and of too many the old ones stay, which serve
+    assert group["terminationPolicies"] == ["NewestInstance"]
 
 
 def test_machines_start_when_they_can_be_seen_to_be_well(fleet: Cloud) -> None:

@@ -117,6 +117,7 @@ def endpoint(**changes: object) -> dict[str, object]:
         ({"server": "caddy"}, "server", "'nginx' or 'apache'"),
         ({"serverName": "Proxy.local"}, "serverName", "DNS name in lower case"),
         ({"serverName": "a" * 60 + ".local"}, "serverName", "at most 64 characters"),
+        ({"serverName": "10.20.1.5"}, "serverName", "is an address, and no DNS name"),
         ({"searchDomain": "not_a_name"}, "searchDomain", "DNS name"),
         ({"subnetId": "vpc-0123456789abcdef0"}, "subnetId", "a subnet id"),
         ({"amiId": "debian"}, "amiId", "an AMI id"),
@@ -474,8 +475,11 @@ def test_a_host_that_is_no_name_with_the_search_domain_is_refused() -> None:
 def test_one_server_has_one_ca() -> None:
     own = {"name": "a", "path": "/a", "upstream": "https://api/a", "ca": self_signed()[0]}
     other = {"name": "b", "path": "/b", "upstream": "https://api/b"}
-    line = refusal(endpoints=[own, other])
-    assert line == "metrics-proxy:endpoints: api is given two different CAs"
+    for spelt in ("api", "api:443", "api.internal"):
+        two = [own, other | {"upstream": f"https://{spelt}/b"}]
+        line = refusal(endpoints=two, searchDomain="internal")
+        assert line == f"metrics-proxy:endpoints: {spelt} is given two different CAs"
+    assert parse(endpoints=[own, other | {"upstream": "https://api.internal/b"}])
     assert refusal(endpoints=[own | {"upstream": "http://api/a"}]).endswith(
         "ca is for an https upstream"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -102,10 +103,10 @@ class Fleet:
             AutoScalingGroupName=self.name, HealthCheckGracePeriod=seconds
         )
 
-    def settled(self) -> bool:
+    def settled(self, size: int = 2) -> bool:
         refreshes = self.refreshes()
         busy = refreshes and refreshes[0]["Status"] in ("Pending", "InProgress")
-        return not busy and len(self.group["Instances"]) == len(self.there()) == 2
+        return not busy and len(self.group["Instances"]) == len(self.there()) == size
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +180,62 @@ def test_new_machines_that_are_never_well_leave_the_old_ones_alone(fleet: Fleet)
     wait(fleet.settled, "the refresh to end")
     assert fleet.refreshes()[0]["Status"] == "Successful"
     assert not set(fleet.there()) & set(old)
+
+
+def test_undoing_a_change_leaves_the_machines_that_serve_alone(fleet: Fleet) -> None:
+    """Within the grace the group takes any machine for well, also one that never serves."""
+    wait(fleet.settled, "two machines")
+    fleet.grace(600)
+    old = fleet.there()
+
+    def broken(interval: int) -> set[str]:
+        fleet.tell(**dict.fromkeys(old, "healthy"))
+        fleet.engine.configure({"syncInterval": interval})
+        fleet.engine.up()
+        wait(lambda: len(fleet.there()) == 4, "new machines beside the old")
+        new = fleet.there().keys() - old.keys()
+        fleet.tell(**dict.fromkeys(old, "healthy"), **dict.fromkeys(new, "unhealthy"))
+        return new
+
+    broken(33)
+    fleet.scaling.cancel_instance_refresh(AutoScalingGroupName=fleet.name)
+    wait(fleet.settled, "the new ones to be gone")
+    assert fleet.there() == old
+
+    new = broken(34)
+    fleet.engine.configure({"syncInterval": 32})
+    fleet.engine.up()
+    assert [it["Status"] for it in fleet.refreshes()[:2]] == ["InProgress", "Cancelled"]
+    wait(
+        lambda: len(fleet.there()) == 4 and not fleet.there().keys() & new, "others in their place"
+    )
+    assert fleet.there().keys() >= old.keys()
+    fleet.all_well()
+    wait(fleet.settled, "the refresh to end")
+    assert fleet.refreshes()[0]["Status"] == "Successful"
+    assert not set(fleet.there()) & set(old)
+
+
+def test_by_default_the_machines_of_the_oldest_version_end_first(fleet: Fleet) -> None:
+    """Why the group has another policy."""
+    wait(fleet.settled, "two machines")
+    old = fleet.there()
+    fleet.tell(**dict.fromkeys(old, "healthy"))
+    fleet.engine.configure({"syncInterval": 35})
+    fleet.engine.up()
+    wait(lambda: len(fleet.there()) == 4, "new machines beside the old")
+    new = {it: zone for it, zone in fleet.there().items() if it not in old}
+    fleet.scaling.update_auto_scaling_group(
+        AutoScalingGroupName=fleet.name, TerminationPolicies=["Default"]
+    )
+    fleet.scaling.cancel_instance_refresh(AutoScalingGroupName=fleet.name)
+    wait(fleet.settled, "two of them to be gone")
+    assert fleet.there() == new
+    # somebody else's hand is seen and undone
+    fleet.engine.up(refresh=True)
+    assert fleet.group["TerminationPolicies"] == ["NewestInstance"]
+    fleet.all_well()
+    wait(fleet.settled, "two machines")
 
 
 def test_a_machine_that_is_ended_or_unwell_is_replaced_in_its_zone(fleet: Fleet) -> None:
@@ -349,3 +406,71 @@ def test_another_architecture_and_another_subnet(fleet: Fleet) -> None:
     engine.up()
     assert engine.outputs()["loadBalancerDnsName"] != address
     assert set(engine.preview()) == {"same"}
+    wait(fleet.settled, "two machines")
+    assert sorted(fleet.there().values()) == [f"{aws.REGION}a", f"{aws.REGION}c"]
+
+
+def test_one_machine_becomes_a_fleet_and_ends_when_that_is_well(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a stack beside the fleet's."""
+    wait(fleet.settled, "two machines")
+    config = fleet.engine.config
+    subnets = config.pop("metrics-proxy:subnetIds")
+    del config["metrics-proxy:adminToken"]
+    one = Engine(fleet.engine.backend.parent, fleet.account, "one")
+    one.configure({**config, "subnetId": subnets[0]})
+    one.set_secret("adminToken", "engine-test-token")
+
+    def state(machine: str) -> str:
+        found = fleet.account.client("ec2").describe_instances(InstanceIds=[machine])
+        return str(found["Reservations"][0]["Instances"][0]["State"]["Name"])
+
+    try:
+        one.up()
+        machine = one.outputs()["instanceId"]
+        one.configure({"subnetId": None, "subnetIds": subnets})
+        fleet.tell()  # nothing of anybody
+        # the package has a function of that name
+        monkeypatch.setattr(import_module("components.proxy_host"), "SETTLE_SECONDS", 3)
+        with pytest.raises(ProgramError, match=r"want at least 2 .* Load Balancer, have 0"):
+            one.up()
+        assert state(machine) == "running"
+        # the group is made, and not waited for again
+        assert set(one.up()) <= {"same", "update", "delete"}
+        assert state(machine) == "terminated"
+        assert len(Fleet(one).there()) == 2
+    finally:
+        fleet.all_well()
+        one.destroy()
+
+
+def test_another_zone_is_a_change_of_its_own(fleet: Fleet) -> None:
+    """The provider waits for so many machines; a refresh has more for longer than it waits."""
+    wait(fleet.settled, "two machines")
+    engine, before = fleet.engine, fleet.there()
+    address = engine.outputs()["loadBalancerDnsName"]
+    two = engine.config["metrics-proxy:subnetIds"]
+    [zone] = set("abc") - {it[-1] for it in before.values()}
+    three = [*two, fleet.account.another_subnet("10.20.7.0/24", zone)]
+    engine.configure({"subnetIds": three})
+    assert TEMPLATE not in changed(engine)
+    engine.up()
+    assert engine.outputs()["loadBalancerDnsName"] == address
+    assert fleet.there().items() > before.items()
+    assert sorted(fleet.there().values()) == [f"{aws.REGION}{zone}" for zone in "abc"]
+
+    engine.configure({"subnetIds": two})
+    engine.up()
+    wait(fleet.settled, "two machines")
+    assert fleet.there() == before
+
+    engine.configure({"subnetIds": three, "syncInterval": 36})
+    with pytest.raises(ProgramError, match=r"want exactly 3 healthy instance\(s\).*, have [456]"):
+        engine.up()
+    # what it waited for in vain goes on, and the next one does not wait
+    engine.up()
+    assert set(engine.preview()) == {"same"}
+    wait(lambda: fleet.settled(3), "the refresh to end")
+    assert not fleet.there().keys() & before.keys()
+    assert sorted(fleet.there().values()) == [f"{aws.REGION}{zone}" for zone in "abc"]

@@ -1,16 +1,25 @@
 """Auto Scaling groups of the embedded AWS."""
 
 import time
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from pulumi.runtime.rpc import UNKNOWN
 
 from sandbox.providers.aws.kind import AwsKind, check_name, given, pascal
-from sandbox.providers.base import Existing, Problems, UserError, Values, known
+from sandbox.providers.base import Existing, Problems, UnreadyError, UserError, Values, known
 
 PREFERENCES = frozenset(
     {"autoRollback", "instanceWarmup", "maxHealthyPercentage", "minHealthyPercentage"}
 )
+
+DEFAULT = ["Default"]
+"""The termination policies of a group that names none."""
+
+
+def now() -> datetime:
+    """As AWS tells of a moment: in whole seconds."""
+    return datetime.now(UTC).replace(microsecond=0)
 
 
 class Group(AwsKind):
@@ -23,8 +32,8 @@ class Group(AwsKind):
         {"availabilityZoneDistribution", "defaultInstanceWarmup", "desiredCapacity"}
         | {"forceDelete", "healthCheckGracePeriod", "instanceMaintenancePolicy", "minElbCapacity"}
         | {"healthCheckType", "instanceRefresh", "launchTemplate", "maxSize", "minSize", "tags"}
-        | {"targetGroupArns", "vpcZoneIdentifiers", "waitForCapacityTimeout"}
-        | {"waitForElbCapacity"}
+        | {"targetGroupArns", "terminationPolicies", "vpcZoneIdentifiers"}
+        | {"waitForCapacityTimeout", "waitForElbCapacity"}
     )
     computed = frozenset(
         {"arn", "availabilityZones", "desiredCapacity", "healthCheckType", "vpcZoneIdentifiers"}
@@ -70,6 +79,9 @@ class Group(AwsKind):
                 "availabilityZoneDistribution.capacityDistributionStrategy",
                 f"must be balanced-best-effort or balanced-only, not {strategy!r}",
             )
+        order = inputs.get("terminationPolicies", DEFAULT)
+        if known(order) and order not in (DEFAULT, ["NewestInstance"]):
+            yield "terminationPolicies", f"{order} is not modelled by the sandbox"
         policy = inputs.get("instanceMaintenancePolicy")
         if policy is not None:
             yield from self._check_percentages("instanceMaintenancePolicy", policy)
@@ -138,56 +150,85 @@ class Group(AwsKind):
             HealthCheckGracePeriod=inputs["healthCheckGracePeriod"],
             HealthCheckType=inputs.get("healthCheckType", "EC2"),
             LaunchTemplate=self._template(inputs),
+            TerminationPolicies=inputs.get("terminationPolicies", DEFAULT),
             VPCZoneIdentifier=",".join(inputs["vpcZoneIdentifiers"]),
         )
 
     def create(self, inputs: Values) -> tuple[str, Values]:
-        name = inputs["name"]
+        name, began = inputs["name"], now()
         self.scaling.create_auto_scaling_group(
             AutoScalingGroupName=name,
             **self._settings(inputs),
             **given(TargetGroupARNs=inputs.get("targetGroupArns")),
             Tags=self._tags(name, inputs),
         )
-        self._wait_for_capacity(name, inputs)
+        self._wait_for_capacity(name, inputs, began)
         return name, self.describe(name) or {}
 
-    def _wait_for_capacity(self, name: str, inputs: Values) -> None:
-        """As the provider does, and with AWS' words if no machine comes."""
-        wanted: Any = inputs.get("desiredCapacity", inputs["minSize"])
-        wanted_elb: Any = inputs.get("waitForElbCapacity", inputs.get("minElbCapacity", 0))
-        units = {"s": 1, "m": 60, "h": 3_600}
+    def _wait_for_capacity(
+        self, name: str, inputs: Values, began: datetime, *, updated: bool = False, overlap: int = 0
+    ) -> None:
+        """As the provider does, in its words: for enough machines; after an update, for so many.
+
+        `overlap`: for how many of AWS' seconds a refresh keeps more. Here they are shorter, and
+        whoever waits less than these waits in vain.
+        """
         timeout = inputs["waitForCapacityTimeout"]
+        units = {"s": 1, "m": 60, "h": 3_600}
         seconds = 0 if timeout == "0" else int(timeout[:-1]) * units[timeout[-1]]
         deadline = time.monotonic() + seconds
+        size: Any = inputs.get("desiredCapacity", inputs["minSize"])
+        behind: Any = inputs.get("waitForElbCapacity", 0)
+        if not behind and not updated:
+            behind = inputs.get("minElbCapacity", 0)
+        failed = f"waiting for Auto Scaling Group ({name}) capacity satisfied:"
         while seconds:
-            found = self._found(name)
-            there = [one for one in found["Instances"] if one["LifecycleState"] == "InService"]
-            healthy = sum(self._healthy(arn, there) for arn in found["TargetGroupARNs"])
-            if len(there) >= wanted and healthy >= wanted_elb:
-                return
             answer = self.scaling.describe_scaling_activities(AutoScalingGroupName=name)
-            failed = [one for one in answer["Activities"] if one["StatusCode"] == "Failed"]
-            if failed:
-                raise UserError(
-                    f"waiting for Auto Scaling Group ({name}) capacity satisfied: scaling activity "
-                    f"({failed[0]['ActivityId']}): Failed: {failed[0]['StatusMessage']}"
+            for one in answer["Activities"]:
+                if one["StatusCode"] == "Failed" and one["StartTime"] >= began:
+                    raise UnreadyError(
+                        f"{failed} scaling activity ({one['ActivityId']}): Failed: "
+                        f"{one['StatusMessage']}",
+                        name,
+                    )
+            there, healthy = self._capacity(name)
+            missed = [
+                f"want {'exactly' if updated else 'at least'} {want} healthy instance(s) {where}, "
+                f"have {have}"
+                for want, have, where in (
+                    (size, there, "in Auto Scaling Group"),
+                    (behind, healthy, "registered to Load Balancer"),
                 )
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"waiting for Auto Scaling Group ({name}) capacity satisfied: timeout: want at "
-                    f"least {wanted} healthy instance(s), have {len(there)} in the group and "
-                    f"{healthy} in its target groups"
+                if have < want or (updated and have > want > 0)
+            ]
+            in_vain, over = overlap >= seconds, time.monotonic() > deadline
+            if not missed and (over or not in_vain):
+                return
+            if missed and (over or (in_vain and there > size)):
+                raise UnreadyError(
+                    f"{failed} timeout while waiting for state to become 'ok' (last state: "
+                    f"'{missed[0]}', timeout: {timeout})",
+                    name,
                 )
             time.sleep(0.2)
 
-    def _healthy(self, arn: str, there: list[Values]) -> int:
-        ids = [one["InstanceId"] for one in there]
-        answer = self.session.client("elbv2").describe_target_health(TargetGroupArn=arn)
-        return sum(
-            one["Target"]["Id"] in ids and one["TargetHealth"]["State"] == "healthy"
-            for one in answer["TargetHealthDescriptions"]
-        )
+    def _capacity(self, name: str) -> tuple[int, int]:
+        """The machines in service, and those of which no target group knows anything bad."""
+        found = self._found(name)
+        there = [
+            one["InstanceId"]
+            for one in found["Instances"]
+            if (one["HealthStatus"], one["LifecycleState"]) == ("Healthy", "InService")
+        ]
+        bad = {
+            one["Target"]["Id"]
+            for arn in found["TargetGroupARNs"]
+            for one in self.session.client("elbv2").describe_target_health(TargetGroupArn=arn)[
+                "TargetHealthDescriptions"
+            ]
+            if one["TargetHealth"]["State"] != "healthy"
+        }
+        return len(there), len(set(there) - bad)
 
     def _found(self, name: str) -> Values:
         answer = self.scaling.describe_auto_scaling_groups(AutoScalingGroupNames=[name])
@@ -225,6 +266,7 @@ class Group(AwsKind):
                 key=lambda tag: str(tag["key"]),
             ),
             "targetGroupArns": sorted(found["TargetGroupARNs"]),
+            "terminationPolicies": None if (t := found["TerminationPolicies"]) == DEFAULT else t,
             "vpcZoneIdentifiers": sorted(found["VPCZoneIdentifier"].split(",")),
         }
 
@@ -244,8 +286,11 @@ class Group(AwsKind):
         return seen
 
     def update(self, it: Existing) -> Values:
-        """The group first, then the machines if its template is another: the provider's order."""
-        old, new = it.state, it.inputs
+        """The group first, then the machines if its template is another: the provider's order.
+
+        Only who wants another number of machines waits for them.
+        """
+        old, new, began = it.state, it.inputs, now()
         self.scaling.update_auto_scaling_group(AutoScalingGroupName=it.id, **self._settings(new))
         keys = {tag["key"] for tag in new.get("tags", [])}
         gone = [tag for tag in old.get("tags", []) if tag["key"] not in keys]
@@ -258,11 +303,15 @@ class Group(AwsKind):
             if arns:
                 call = getattr(self.scaling, f"{name}_load_balancer_target_groups")
                 call(AutoScalingGroupName=it.id, TargetGroupARNs=sorted(arns))
+        overlap = 0
         if "instanceRefresh" in new and (
             self.normal("launchTemplate", old["launchTemplate"])
             != self.normal("launchTemplate", new["launchTemplate"])
         ):
             self._refresh(it)
+            overlap = new.get("defaultInstanceWarmup") or new["healthCheckGracePeriod"]
+        if any(old.get(key) != new.get(key) for key in ("minSize", "desiredCapacity")):
+            self._wait_for_capacity(it.id, new, began, updated=True, overlap=overlap)
         return self.describe(it.id) or {}
 
     def _refresh(self, it: Existing) -> None:

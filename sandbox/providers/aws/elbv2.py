@@ -144,9 +144,8 @@ class LoadBalancer(_Balancing):
     def update(self, it: Existing) -> Values:
         """Other groups or more subnets; AWS has a call for each."""
         if sorted(it.inputs["subnets"]) != sorted(it.state["subnets"]):
-            raise UserError(
-                "subnets: a balancer's change of subnets is not modelled by the sandbox"
-            )
+            self._check_zones(it.inputs["subnets"])
+            self.elb.set_subnets(LoadBalancerArn=it.id, Subnets=it.inputs["subnets"])
         if it.inputs.get("securityGroups", []) != it.state.get("securityGroups", []):
             self.elb.set_security_groups(
                 LoadBalancerArn=it.id, SecurityGroups=it.inputs["securityGroups"]
