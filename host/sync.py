@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from http.client import HTTPConnection, HTTPException, HTTPResponse, parse_headers
 from pathlib import Path
 from subprocess import DEVNULL, Popen, run
@@ -51,9 +50,9 @@ ACCEPT = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.
 SCRAPED = ("text/plain", "application/openmetrics-text", "application/vnd.google.protobuf")
 CONTENT_TYPE = r'([\w.+-]+/[\w.+-]+)(?:\s*;\s*[\w-]+=(?:"[^"]*"|[^\s;"]+))*\s*;?\s*'
 
-UNVERIFIED = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the server's certificate is compared instead
-UNVERIFIED.check_hostname = False
-UNVERIFIED.verify_mode = ssl.CERT_NONE
+LOCAL = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # to our own server: certificates are compared
+LOCAL.check_hostname = False
+LOCAL.verify_mode = ssl.CERT_NONE
 
 Files = dict[str, bytes]
 
@@ -194,18 +193,17 @@ def configuration(bundle: dict[str, Any]) -> Files:
 def certificate(bundle: dict[str, Any], live: Files | None) -> Files:
     """In date, with its key; what is in use is not judged again."""
     files = {f"{name}.pem": str(bundle.get(name)).encode() for name in ("certificate", "key")}
-    begin, end = validity(files["certificate.pem"], files["key.pem"])
+    begin, end = validity(files)
     if files != live and not begin <= time.time() < end:
         raise RefusedError("certificate_invalid", "no PEM certificate in date with its key")
     return files
 
 
-@cache
-def validity(chain: bytes, key: bytes) -> tuple[int, int]:
+def validity(files: Files) -> tuple[int, int]:
     """Begin and end of a certificate; zeros if it is none with its key."""
     with TemporaryDirectory() as scratch, suppress(ssl.SSLError, ValueError):
-        Path(scratch, "certificate.pem").write_bytes(chain)
-        Path(scratch, "key.pem").write_bytes(key)
+        for name in ("certificate.pem", "key.pem"):
+            Path(scratch, name).write_bytes(files[name])
         pem = f"{scratch}/certificate.pem"
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(pem, f"{scratch}/key.pem", "")
         dates = ["openssl", "x509", "-noout", "-dates", "-in", pem]
@@ -440,7 +438,7 @@ def served(port: int, generation: Generation, path: str = OWN_PATH) -> int:
 
     with (
         closing(socket.create_connection(("127.0.0.1", port), SERVE_SECONDS)) as plain,
-        UNVERIFIED.wrap_socket(plain) as server.sock,
+        LOCAL.wrap_socket(plain) as server.sock,
     ):
         if server.sock.getpeercert(binary_form=True) != generation.shown:
             raise ConnectionRefusedError(0, "another certificate")
@@ -733,9 +731,9 @@ class Sync:
             found = {endpoint: ask.result() for endpoint, ask in asks.items() if ask.result()}
             due = list(found)
         if port != self.config.port:  # what is not served now either is no loss
-            self.excused = {endpoint for endpoint in due if not self._serves(endpoint)}
-            for endpoint in self.excused:
-                self.report.say(f"{endpoint.name}: not served, as before: {found[endpoint]}")
+            self.excused = {e for e in due if not self._serves(e)}
+            for e in self.excused:
+                self.report.say(f"{e.name}: not served: {found[e]}")
         return "; ".join(f"{e.name}: {found[e]}" for e in due if e not in self.excused)
 
     # -- commands
@@ -803,8 +801,7 @@ class Sync:
             what = {(hashlib.sha256(conf).hexdigest(), self.config.build): 1}
             show("configuration_info", "What is in use", what, "sha256", "build")
             with self.report.part("certificate: end not read", "internal"):
-                files = self.known["certificate"]
-                end = {(): validity(files["certificate.pem"], files["key.pem"])[1]}
+                end = {(): validity(self.known["certificate"])[1]}
                 show("certificate_not_after_timestamp_seconds", "End of the certificate", end)
         show("sync_timestamp_seconds", "End of the last sync", {(): time.time()})
         well = {(): bool(self.live and not self.report.reasons)}

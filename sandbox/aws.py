@@ -184,7 +184,7 @@ def _mend(scaling: Callable[[], autoscaling.AutoScaling], folder: Path) -> None:
         create_access_key,
     )
     from moto.iam.responses import IamResponse
-    from moto.secretsmanager.models import secretsmanager_backends
+    from moto.secretsmanager.models import SecretsManagerBackend, secretsmanager_backends
     from moto.secretsmanager.responses import SecretsManagerResponse
 
     def determine_resource(self: SecretsManagerResponse) -> str:
@@ -247,6 +247,22 @@ def _mend(scaling: Callable[[], autoscaling.AutoScaling], folder: Path) -> None:
             ]:
                 raise JsonRESTError("AccessDeniedException", "Access to KMS is not allowed")
         return read_secret(self)
+
+    move_stage = SecretsManagerBackend.update_secret_version_stage
+
+    def update_secret_version_stage(
+        self: SecretsManagerBackend,
+        secret_id: str,
+        version_stage: str,
+        *versions: str,
+        **named: str,
+    ) -> tuple[str, str]:
+        """The version that becomes AWSCURRENT is what is read from then on, too."""
+        answer = move_stage(self, secret_id, version_stage, *versions, **named)
+        for version, held in self.secrets[secret_id].versions.items():
+            if "AWSCURRENT" in held["version_stages"]:
+                self.secrets[secret_id].set_default_version_id(version)
+        return answer
 
     def refuse(name: str, json_code: str) -> Callable[..., None]:
         """Services that speak JSON get their refusals in JSON, with the codes AWS uses."""
@@ -350,6 +366,7 @@ def _mend(scaling: Callable[[], autoscaling.AutoScaling], folder: Path) -> None:
         (IamResponse, "_determine_resource", determine_iam_resource),
         (SecretsManagerResponse, "_determine_resource", determine_resource),
         (SecretsManagerResponse, "get_secret_value", get_secret_value),
+        (SecretsManagerBackend, "update_secret_version_stage", update_secret_version_stage),
         (IAMPolicyStatement, "_match", staticmethod(match)),
         (IAMPolicyStatement, "_check_principal", check_principal),
         *(

@@ -637,4 +637,4 @@ def test_there_is_room_in_the_user_data(make: Make, server: str) -> None:
     settings = make(server=server, port=60999, syncInterval=3600)
     bundle = f"metrics-proxy/{'s' * 36}/bundle"
     size = len(cloud_config.render(settings, "ap-southeast-2", bundle))
-    assert cloud_config.USER_DATA_MAX - size >= 2_500
+    assert cloud_config.USER_DATA_MAX - size >= 2_400

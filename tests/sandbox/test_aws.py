@@ -231,3 +231,14 @@ def test_nothing_is_kept_but_how_to_reach_it(tmp_path: Path) -> None:
 def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"InvalidVpc\.Range"):
         aws.start(tmp_path, **{**NETWORK, "vpc_cidr": "127.9.0.0/8"})
+
+
+def test_the_version_that_becomes_current_is_the_one_that_is_read(account: aws.Account) -> None:
+    """As when somebody takes a rotation back."""
+    secrets = account.client("secretsmanager")
+    made = secrets.create_secret(Name="taken-back", SecretString="good")
+    bad = secrets.put_secret_value(SecretId="taken-back", SecretString="bad")["VersionId"]
+    moved = {"MoveToVersionId": made["VersionId"], "RemoveFromVersionId": bad}
+    secrets.update_secret_version_stage(SecretId=made["ARN"], VersionStage="AWSCURRENT", **moved)
+    read = secrets.get_secret_value(SecretId=made["ARN"])
+    assert (read["SecretString"], read["VersionId"]) == ("good", made["VersionId"])
