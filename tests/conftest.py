@@ -12,20 +12,22 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.printed import searched
 
-ROOMS = {"vm": "machines", "fleet": "machines", "sandbox": "sandbox", "behaviour": "servers"}
-"""Folders of tests that share a process of `pytest -n 5`, since their machines are expensive."""
+ROOMS = ("behaviour", "fleet", "host", "sandbox", "vm")
+"""Folders of tests that share machines, or take long."""
 
 
 class ByRoom(LoadScopeScheduling):
-    """Processes of `pytest -n 5`: one for each room, and server; one for all other tests.
+    """A process of `pytest -n 5` has one of these rooms at a time, or all the others.
 
     xdist's own groups have no effect with pytest 9.2: they change `Item._nodeid`, which is gone.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        room = ROOMS.get(nodeid.split("/")[1], "")
-        # each server has a sandbox of its own
-        return room + "apache" * (room == "sandbox" and "[apache" in nodeid)
+        _, room, file = nodeid.split("/", 2)
+        if file.startswith("test_system.py"):
+            # each server has a sandbox of its own
+            return f"system {'[apache' in nodeid}"
+        return room if room in ROOMS else ""
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByRoom:
