@@ -30,14 +30,37 @@ UNITS: Final = {
 
 
 def measure(rotations: int) -> dict[str, Any]:
-    """Boot a machine, rotate its token, give it endpoints; all of it ends with this."""
+    """Boot a machine, rotate its token, give it endpoints; replace those of a fleet."""
     steps: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         sandbox = Sandbox(Path(folder), lambda what, seconds: steps.update({what: seconds}), "vm")
         try:
             sandbox.up()
             [boot] = (seconds for what, seconds in steps.items() if what.startswith("host"))
-            return Booted(sandbox).measure(boot, rotations)
+            found = Booted(sandbox).measure(boot, rotations)
+        finally:
+            sandbox.down()
+    return {**found, "replacement": {"both machines": _replace()}}
+
+
+def _replace() -> dict[str, float]:
+    """Seconds until a fleet of two has other machines and no old one; scrapes that failed."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        sandbox = Sandbox(Path(folder), host="vm", machines=2)
+        try:
+            sandbox.up()
+            assert sandbox.fleet
+            fleet, began = sandbox.fleet, time.time()
+            old = {it.instance for it in fleet.members()}
+            sandbox.engine.configure({"syncInterval": 3})
+            sandbox.up()
+            wait(
+                lambda: not old & {it.instance for it in fleet.members()}, "the old ones' end", 400
+            )
+            seconds = time.time() - began
+            up = sandbox.query(f'up{{job="sba-api"}}[{int(seconds)}s]')
+            values = [value for series in up for _, value in series["values"]]
+            return {"s": seconds, "scrapes": len(values), "failed": values.count("0")}
         finally:
             sandbox.down()
 
