@@ -21,10 +21,10 @@ demo: ## run the whole system on this machine
 down: ## end the demo and remove its state
 	@$(PYTHON) -m sandbox down
 
-# Scrapes are counted at one a second: on a machine of unknown load, one test at a time.
+# Scrapes are counted at one a second: on a machine of unknown load, fewer tests beside each other.
 test: ## run every test
 	@tools/setup.sh test
-	@$(PYTHON) -m pytest $(if $(CI),,-n 5)
+	@$(PYTHON) -m pytest -n $(if $(CI),2,5)
 
 check: ## ruff, mypy, shellcheck, actionlint, zizmor
 	@tools/setup.sh test

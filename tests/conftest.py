@@ -17,7 +17,7 @@ ROOMS = ("behaviour", "fleet", "host", "sandbox", "vm")
 
 
 class ByRoom(LoadScopeScheduling):
-    """A process of `pytest -n 5` has one of these rooms at a time, or all the others.
+    """A process of `pytest -n` has one of these rooms at a time, or all the others.
 
     xdist's own groups have no effect with pytest 9.2: they change `Item._nodeid`, which is gone.
     """
