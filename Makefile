@@ -1,7 +1,5 @@
 .PHONY: help setup demo down test check verify generate dashboard previews behaviour picture lock \
 	stacks install preview deploy renew drift bench bench-quick
-# what a target prints is read by others: a make in a make does not say where it is
-MAKEFLAGS += --no-print-directory
 PYTHON := .venv/bin/python
 LOCK = $(PYTHON) -m uv pip compile --quiet $(UPGRADE) --generate-hashes --universal --python-version=3.11
 

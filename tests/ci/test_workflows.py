@@ -132,7 +132,8 @@ def test_the_stacks_are_those_that_have_a_file(
     (tmp_path / "config/examples").mkdir(parents=True)
     for file in (*files, "settings.py", "examples/Pulumi.dev.yaml"):
         (tmp_path / "config" / file).touch()
-    command = ["make", "-f", str(ROOT / "Makefile"), "stacks"]
+    # without a word of where it is, which a make says in another one, as `make test` is
+    command = ["make", "--no-print-directory", "-f", str(ROOT / "Makefile"), "stacks"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == names
 
