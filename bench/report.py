@@ -32,8 +32,10 @@ WHY: Final = {
     "imports": "pydantic, Jinja, YAML: they check and render",
     "rotation": "a run of the sync with a token (trial, reload, checks) takes as long as below, "
     "and begins up to `syncInterval` and a run at rest later",
-    "boot": "cloud-init takes most of it, on cores that others used",
-    "sync": "boto3 and its imports",
+    "boot": "cloud-init takes most of it, then the packages are installed",
+    "sync": "Debian's boto3: importing it and making a client take 0.20 s and 51 MB by themselves. "
+    "Tried: no garbage collection meanwhile (no gain). Taken: one TLS context for all questions to "
+    "the own server, so that Debian's list of CAs is not read for each",
 }
 """By how a goal begins: what stands in its way, as measured, and what was tried."""
 
