@@ -184,7 +184,11 @@ def _mend(scaling: Callable[[], autoscaling.AutoScaling], folder: Path) -> None:
         create_access_key,
     )
     from moto.iam.responses import IamResponse
-    from moto.secretsmanager.models import SecretsManagerBackend, secretsmanager_backends
+    from moto.secretsmanager.models import (
+        FakeSecret,
+        SecretsManagerBackend,
+        secretsmanager_backends,
+    )
     from moto.secretsmanager.responses import SecretsManagerResponse
 
     def determine_resource(self: SecretsManagerResponse) -> str:
@@ -259,9 +263,10 @@ def _mend(scaling: Callable[[], autoscaling.AutoScaling], folder: Path) -> None:
     ) -> tuple[str, str]:
         """The version that becomes AWSCURRENT is what is read from then on, too."""
         answer = move_stage(self, secret_id, version_stage, *versions, **named)
-        for version, held in self.secrets[secret_id].versions.items():
-            if "AWSCURRENT" in held["version_stages"]:
-                self.secrets[secret_id].set_default_version_id(version)
+        secret = self.secrets[secret_id]
+        for version, held in secret.versions.items():
+            if isinstance(secret, FakeSecret) and "AWSCURRENT" in held["version_stages"]:
+                secret.set_default_version_id(version)
         return answer
 
     def refuse(name: str, json_code: str) -> Callable[..., None]:
